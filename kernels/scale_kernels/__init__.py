@@ -1,0 +1,1 @@
+"""Triton kernels of Scale. Depends on torch and triton only, never on scale."""

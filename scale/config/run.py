@@ -1,0 +1,151 @@
+"""The root of a config file: one stage of training, told apart by `kind`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter, field_validator, model_validator
+
+from scale.config.base import Count, Name, NonNegative, Strict
+from scale.config.data import DataConfig
+from scale.config.model import AdapterConfig, ModelConfig
+from scale.config.optim import BatchConfig, OptimConfig, ScheduleConfig, TrainConfig
+
+
+class ComputeConfig(Strict):
+    """How to compute. `auto` is decided from the hardware and printed with its reason."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    strategy: Literal["single"] = "single"
+    """Where the weights live. single: one device."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16: autocast around fp32 master weights."""
+    compile: Literal["auto", "off", "default", "max-autotune"] = "auto"
+    """torch.compile of the model."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flex_attention"] = "auto"
+    recompute: Literal["auto", "off"] | Count = "auto"
+    """Activation checkpointing: recompute every k-th layer in the backward pass (1: all). auto: 4 from 100M parameters up."""
+    threads: Count | None = None
+    """CPU threads of torch; default: torch's own choice."""
+
+
+class EarlyStop(Strict):
+    """Stop when the held-out loss has not fallen by `min_delta` for `patience` evaluations."""
+
+    patience: Count
+    min_delta: NonNegative = 0.0
+
+
+class EvalConfig(Strict):
+    """Held-out loss during training, before the first and after the last step."""
+
+    every: Count = 500
+    """Steps between evaluations."""
+    tokens: Count = 131072
+    """Held-out tokens scored each time (all, if there are fewer); the same ones every time."""
+    early_stop: EarlyStop | None = None
+
+
+class CheckpointConfig(Strict):
+    """Written in the background; the last one is always complete."""
+
+    every: Count = 500
+    """Steps between checkpoints."""
+    keep_last: Count = 3
+    keep_best: Annotated[int, Field(ge=0)] = 2
+    """Best by held-out loss, kept beside the last ones."""
+
+
+class WandbConfig(Strict):
+    """Weights & Biases. The API key comes from the environment only."""
+
+    project: str
+    mode: Literal["offline", "online"] = "offline"
+
+
+class MonitorConfig(Strict):
+    """What is shown and recorded beside metrics.jsonl."""
+
+    progress: bool = True
+    """Progress bar (off when stdout is not a terminal: then a line now and then)."""
+    layer_gradients: Annotated[int, Field(ge=0)] = 10
+    """Record gradient norms per layer every this many steps; 0: never."""
+    tensorboard: bool = False
+    wandb: WandbConfig | None = None
+
+
+class ProfileConfig(Strict):
+    """torch profiler trace (and memory snapshot) of some steps, written to RUN/profile/."""
+
+    steps: str
+    """First and last step to trace, such as "10-12"."""
+    memory: bool = False
+    """Also write a CUDA memory snapshot, to be opened at pytorch.org/memory_viz."""
+
+    @field_validator("steps")
+    @classmethod
+    def _range(cls, value: str) -> str:
+        first, dash, last = value.partition("-")
+        if not (first.isdigit() and (last.isdigit() or not dash) and 0 < int(first) <= int(last or first)):
+            raise ValueError('expected a range of steps such as "10-12"')
+        return value
+
+    def bounds(self) -> tuple[int, int]:
+        """First and last step, both included."""
+        first, _, last = self.steps.partition("-")
+        return int(first), int(last or first)
+
+
+class PretrainRun(Strict):
+    """Next-token prediction on documents: from random weights, or on from a model (also with an adapter)."""
+
+    version: Literal[1]
+    """Version of this file format."""
+    kind: Literal["pretrain"]
+    name: Name
+    """The run lives in `runs_dir`/`name`; the same command run again continues it."""
+    runs_dir: str = "runs"
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    model: ModelConfig
+    adapter: AdapterConfig | None = None
+    """Train low-rank adapters instead of the weights."""
+    data: DataConfig
+    batch: BatchConfig
+    train: TrainConfig
+    optim: OptimConfig = OptimConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    compute: ComputeConfig = ComputeConfig()
+    monitor: MonitorConfig = MonitorConfig()
+    profile: ProfileConfig | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> PretrainRun:
+        tokens, seq_len = self.batch.tokens, self.data.seq_len
+        if tokens is not None and tokens % seq_len:
+            raise ValueError(f"batch.tokens = {tokens} is not a multiple of data.seq_len = {seq_len}")
+        if isinstance(self.batch.micro, int) and self.rows_per_step % self.batch.micro:
+            raise ValueError(
+                f"batch.micro = {self.batch.micro} does not divide the {self.rows_per_step} rows of a step"
+            )
+        if self.eval.early_stop is not None and not self.data.held_out.fraction:
+            raise ValueError("eval.early_stop needs held-out documents (data.held_out.fraction is 0)")
+        if self.adapter is not None and self.model.preset is not None:
+            raise ValueError("adapter: an adapter on a preset would train on frozen random weights (use model.path)")
+        return self
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of data.seq_len in one optimizer step, over all devices."""
+        return self.batch.sequences or (self.batch.tokens or 0) // self.data.seq_len
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens (padding included) in one optimizer step, over all devices."""
+        return self.rows_per_step * self.data.seq_len
+
+
+RunConfig = Annotated[PretrainRun, Field()]
+"""Discriminated by `kind`; later stages (sft, dpo, grpo, ...) join this union."""
+SCHEMA: TypeAdapter[PretrainRun] = TypeAdapter(RunConfig)

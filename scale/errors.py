@@ -1,0 +1,28 @@
+"""Errors a user can cause or mend, and the exit codes of every `scale` command."""
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+"""The run or command failed; the last line on stderr says why."""
+EXIT_USAGE = 2
+"""Wrong config, argument or input data: nothing was started."""
+EXIT_STOPPED = 75
+"""Stopped on request (SIGTERM, SIGUSR1, Ctrl-C) after writing a checkpoint: run the same command again to go on."""
+
+
+class ScaleError(Exception):
+    """A failure that one line explains: what happened, where, and what to do. Printed without a traceback."""
+
+    exit_code = EXIT_FAILED
+
+
+class UsageError(ScaleError):
+    """A wrong value from the user (config, argument, data): says the value, the place and the fix."""
+
+    exit_code = EXIT_USAGE
+
+
+class MissingExtra(UsageError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, what: str, extra: str):
+        super().__init__(f"{what} needs an extra that is not installed: pip install 'scale-trainer[{extra}]'")
