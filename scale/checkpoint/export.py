@@ -1,0 +1,42 @@
+"""A Hugging Face folder from a run: config, safetensors, tokenizer. Written aside, then renamed into place."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from scale.errors import ScaleError, UsageError
+
+
+def export(model: Any, tokenizer: Any | None, out: Path, merge: bool = False) -> Path:
+    """Save a model that `from_pretrained` loads. `merge` folds LoRA adapters into the base weights first."""
+    if out.exists():
+        raise UsageError(f"--out = {str(out)!r}: exists already (choose another folder or remove it)")
+    if hasattr(model, "merge_and_unload") and merge:
+        model = model.merge_and_unload()
+    elif merge:
+        raise UsageError("--merge: this run has no adapter to merge")
+    aside = out.with_name(f".tmp-{out.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        if tokenizer is not None:
+            _name_special_tokens(model, tokenizer)
+            tokenizer.save_pretrained(aside)
+        model.save_pretrained(aside, safe_serialization=True)
+        aside.replace(out)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise ScaleError(f"{out}: export failed: {error.strerror or error}") from None
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return out
+
+
+def _name_special_tokens(model: Any, tokenizer: Any) -> None:
+    """Let `generate` of the exported model end documents without being told how."""
+    for config in (model.config, getattr(model, "generation_config", None)):
+        if config is not None and config.eos_token_id is None:
+            config.eos_token_id = config.bos_token_id = config.pad_token_id = tokenizer.eos_token_id

@@ -1,0 +1,47 @@
+"""The random generators of a process as JSON: a resumed run draws the very numbers it would have drawn."""
+
+from __future__ import annotations
+
+import base64
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+from scale.errors import ScaleError
+
+
+def rng_state() -> dict[str, Any]:
+    """State of Python's, numpy's, torch's CPU and (once CUDA is in use) all CUDA generators."""
+    version, words, gauss = random.getstate()
+    numpy_name, numpy_words, position, has_gauss, cached = np.random.get_state()
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": [numpy_name, [int(word) for word in numpy_words], position, has_gauss, cached],
+        "torch": _encode(torch.get_rng_state()),
+        "cuda": [_encode(state) for state in devices],
+    }
+
+
+def load_rng_state(state: dict[str, Any]) -> None:
+    """Set all generators to what `rng_state` returned. Raises ScaleError if the number of CUDA devices differs."""
+    saved, here = len(state["cuda"]), torch.cuda.device_count() if state["cuda"] or torch.cuda.is_initialized() else 0
+    if saved != here:
+        raise ScaleError(f"random state of {saved} CUDA devices, but {here} here: resume on the same number of devices")
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    numpy_name, numpy_words, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((numpy_name, np.array(numpy_words, dtype=np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(_decode(state["torch"]))
+    if saved:
+        torch.cuda.set_rng_state_all([_decode(text) for text in state["cuda"]])
+
+
+def _encode(state: torch.Tensor) -> str:
+    return base64.b64encode(state.numpy().tobytes()).decode("ascii")
+
+
+def _decode(text: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
