@@ -1,0 +1,1 @@
+"""Data: sources -> documents -> tokenizer -> token store -> packed rows -> resumable batches."""

@@ -1,0 +1,147 @@
+"""Raw sources -> token stores, once: read, drop duplicates, divide, tokenise, write; afterwards the cache is opened."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from scale.config.data import DataConfig, PackedSource, RawSource, Source, TokensSource
+from scale.data import tokenizer as tokenizers
+from scale.data.documents import FORMAT, Documents, Manifest, PackedRows, TokenStore
+from scale.data.files import cached_folder, new_folder
+from scale.data.sources import describe, documents
+from scale.data.splitting import below, hash_of
+from scale.data.store import Dtype
+from scale.data.ingest import write_store
+from scale.errors import UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+TOKENIZER_FOLDER = "tokenizer"
+
+
+@dataclass
+class Prepared:
+    """One entry per source, in the order of the config. A source with nothing held out has an empty `valid`."""
+
+    names: list[str]
+    weights: list[float]
+    train: list[Documents]
+    valid: list[Documents]
+    tokenizer: PreTrainedTokenizerFast | None
+    """None if every source is ids without a tokenizer."""
+
+
+def prepare(config: DataConfig, progress: bool = True) -> Prepared:
+    """Open every source, tokenising what the cache does not hold yet. Raises UsageError or ScaleError (disk full, Ctrl-C)."""
+    names = config.source_names()
+    shared = _shared_tokenizer(config, progress)
+    pairs = [_open(source, shared, config, progress) for source in config.sources]
+    tokenizer = _one_tokenizer(names, pairs, shared)
+    for name, (train, valid) in zip(names, pairs, strict=True):
+        _check_ids(name, max(train.max_id, valid.max_id), tokenizer)
+        if not train.tokens:
+            raise UsageError(f"data.sources: {name}: holds no documents to train on")
+    trains, valids = [t for t, _ in pairs], [v for _, v in pairs]
+    return Prepared(names, [s.weight for s in config.sources], trains, valids, tokenizer)
+
+
+def tokenize(
+    source: RawSource,
+    out: str | Path,
+    tokenizer: PreTrainedTokenizerFast | None,
+    held_out: float = 0.0,
+    dtype: Dtype = "auto",
+    progress: bool = True,
+) -> Manifest:
+    """Write a raw source as a token store with its tokenizer into a new folder. Raises UsageError if `out` exists."""
+    with new_folder(Path(out)) as folder:
+        manifest = write_store(folder, source, tokenizer, held_out, dtype, progress)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(str(folder / TOKENIZER_FOLDER))
+        return manifest
+
+
+def train_tokenizer(sources: list[RawSource], vocab_size: int, held_out: float) -> PreTrainedTokenizerFast:
+    """A BPE over the training side of the sources. Raises UsageError if they hold no text."""
+    every = (document for source in sources for document in documents(source))
+    texts = (d.text for d in every if d.text is not None and not below(hash_of(d.content()), held_out))
+    return tokenizers.train(texts, vocab_size)
+
+
+def _shared_tokenizer(config: DataConfig, progress: bool) -> PreTrainedTokenizerFast | None:
+    """The tokenizer of the config: loaded, or trained on all raw text sources and kept in the cache."""
+    if config.tokenizer is None:
+        return None
+    if config.tokenizer.path is not None:
+        return tokenizers.load(config.tokenizer.path)
+    vocab_size, fraction = config.tokenizer.vocab_size, config.held_out.fraction
+    assert vocab_size is not None
+    sources = [s for s in config.sources if isinstance(s, RawSource)]
+    key = _key([describe(s) for s in sources], vocab_size, fraction)
+    folder = Path(config.cache).expanduser() / f"tokenizer-{key}"
+
+    def write(aside: Path) -> None:
+        with Console(stderr=True, quiet=not progress).status(f"training a tokenizer of {vocab_size:,} entries"):
+            train_tokenizer(sources, vocab_size, fraction).save_pretrained(str(aside))
+
+    cached_folder(folder, write)
+    return tokenizers.load(str(folder))
+
+
+def _open(
+    source: Source, tokenizer: PreTrainedTokenizerFast | None, config: DataConfig, progress: bool
+) -> tuple[Documents, Documents]:
+    """The training and the held-out documents of one source."""
+    fraction = config.held_out.fraction
+    if isinstance(source, PackedSource):
+        return PackedRows.open(source.path, fraction)
+    if isinstance(source, TokensSource):
+        folder = Path(source.path).expanduser()
+        return TokenStore(folder, "train"), TokenStore(folder, "valid")
+    key = _key(describe(source), tokenizer and tokenizers.content_hash(tokenizer), fraction)
+    folder = Path(config.cache).expanduser() / f"{source.kind}-{key}"
+
+    def write(aside: Path) -> None:
+        write_store(aside, source, tokenizer, fraction, "auto", progress)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(str(aside / TOKENIZER_FOLDER))
+
+    cached_folder(folder, write)
+    return TokenStore(folder, "train"), TokenStore(folder, "valid")
+
+
+def _one_tokenizer(
+    names: list[str], pairs: list[tuple[Documents, Documents]], shared: PreTrainedTokenizerFast | None
+) -> PreTrainedTokenizerFast | None:
+    """The one tokenizer that all sources agree on; sources of bare ids have none and agree with any."""
+    used = {"data.tokenizer": tokenizers.content_hash(shared)} if shared is not None else {}
+    stores = {name: t for name, (t, _) in zip(names, pairs, strict=True) if isinstance(t, TokenStore)}
+    used |= {f"source {name} ({s.folder})": s.manifest.tokenizer for name, s in stores.items() if s.manifest.tokenizer}
+    for place, content in used.items():
+        first = next(iter(used))
+        if content != used[first]:
+            raise UsageError(
+                f"data: {first} has tokenizer {used[first]}, {place} has {content}; all sources must share one: "
+                "tokenize them again with the same tokenizer"
+            )
+    if shared is not None or not used:
+        return shared
+    store = next(s for s in stores.values() if s.manifest.tokenizer)
+    return tokenizers.load(str(store.folder / TOKENIZER_FOLDER))
+
+
+def _check_ids(name: str, max_id: int, tokenizer: PreTrainedTokenizerFast | None) -> None:
+    if tokenizer is not None and max_id >= (size := tokenizers.vocabulary_size(tokenizer)):
+        raise UsageError(f"data.sources: {name}: token id {max_id}, but the tokenizer has only {size} entries")
+
+
+def _key(*parts: object) -> str:
+    content = json.dumps([FORMAT, *parts], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]

@@ -1,0 +1,142 @@
+"""The tokenizer of a run: trained on its text, or loaded. Everything downstream sees a PreTrainedTokenizerFast."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scale.data.files import one_line
+from scale.errors import UsageError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+END_OF_TEXT = "<|endoftext|>"
+TRAINING_BYTES = 64_000_000
+"""A BPE hardly changes beyond this much text, while training time and memory grow with it."""
+_PIECE_CHARACTERS = 1 << 16
+
+
+def train(texts: Iterable[str], vocab_size: int, max_bytes: int = TRAINING_BYTES) -> PreTrainedTokenizerFast:
+    """A byte-level BPE with up to `vocab_size` entries (fewer if the text runs out of pairs); the same text, the same result.
+
+    Longer text is sampled evenly. Id 0 is <|endoftext|>. Raises UsageError if there is no text.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    sample = sample_evenly(texts, max_bytes)
+    if not sample:
+        raise UsageError(f"data.tokenizer.vocab_size = {vocab_size}: there is no text to train a tokenizer on")
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    bpe.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(sample, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, clean_up_tokenization_spaces=False
+    )
+
+
+def sample_evenly(texts: Iterable[str], max_bytes: int) -> list[str]:
+    """Pieces of the texts, together at most `max_bytes` of UTF-8 plus one piece, spread evenly over all of them."""
+    kept: list[str] = []
+    size, stride = 0, 1
+    for i, piece in enumerate(_pieces(texts)):
+        if i % stride:
+            continue
+        kept.append(piece)
+        size += len(piece.encode())
+        while size > max_bytes and len(kept) > 1:
+            kept, stride = kept[::2], stride * 2
+            size = sum(len(p.encode()) for p in kept)
+    return kept
+
+
+def _pieces(texts: Iterable[str]) -> Iterator[str]:
+    for text in texts:
+        for start in range(0, len(text), _PIECE_CHARACTERS):
+            yield text[start : start + _PIECE_CHARACTERS]
+
+
+def load(path: str) -> PreTrainedTokenizerFast:
+    """A tokenizer from a folder, a tokenizer.json or a Hugging Face name. Raises UsageError; never runs foreign code."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    local = Path(path).expanduser()
+    try:
+        if local.suffix == ".json":
+            if not local.is_file():
+                raise UsageError(f"{path}: no such file")
+            settings = local.parent / "tokenizer_config.json"
+            # tokenizer.json does not say which token ends a text; the settings beside it do
+            tokenizer = (
+                AutoTokenizer.from_pretrained(str(local.parent), trust_remote_code=False)
+                if local.name == "tokenizer.json" and settings.is_file()
+                else _with_known_eos(PreTrainedTokenizerFast(tokenizer_file=str(local)))
+            )
+        else:
+            name = str(local) if local.is_dir() else path
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except UsageError:
+        raise
+    except Exception as error:  # the tokenizers library raises bare Exception for a malformed file
+        raise UsageError(f"{path}: not a tokenizer that can be loaded ({one_line(error)})") from None
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise UsageError(f"{path}: {type(tokenizer).__name__} is not a fast tokenizer; convert it to tokenizer.json")
+    if tokenizer.eos_token_id is None:
+        raise UsageError(
+            f"{path}: the tokenizer has no end-of-text token; set eos_token in the tokenizer_config.json beside it"
+        )
+    return tokenizer
+
+
+def _with_known_eos(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    if END_OF_TEXT in tokenizer.get_vocab():
+        tokenizer.eos_token = END_OF_TEXT
+    return tokenizer
+
+
+def content_hash(tokenizer: PreTrainedTokenizerFast) -> str:
+    """16 hex digits over everything that decides the ids of a text; the same after saving and loading."""
+    content = json.loads(_bare(tokenizer).to_str())
+    content["eos"] = tokenizer.eos_token_id
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Largest id + 1: the rows that an embedding needs. Vocabularies may have gaps."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+class Encoder:
+    """Text to ids, end-of-text behind each, on all cores. Text is only text: a special token spelled out in a document is not parsed as one."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast):
+        self._tokenizer = _bare(tokenizer)
+        self._tokenizer.encode_special_tokens = True
+        self._eos_id = tokenizer.eos_token_id
+
+    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
+        return [
+            [*e.ids, self._eos_id] for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        ]
+
+
+def _bare(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+    """A copy that neither cuts nor pads."""
+    from tokenizers import Tokenizer
+
+    copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    return copy
