@@ -27,7 +27,8 @@ Batch = Mapping[str, "Tensor"]
 class Group:
     """All micro-batches of one optimizer step, on this rank.
 
-    `seq_len` and `sources` (tokens drawn from each data source so far) describe the draw; generic sources leave them out.
+    `tokens` counts the whole step over all ranks, padding left out. `seq_len` and `sources` (tokens drawn from each
+    data source so far) describe the draw; generic sources leave them out.
     """
 
     batches: list[Batch]

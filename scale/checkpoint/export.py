@@ -11,8 +11,7 @@ from scale.errors import ScaleError, UsageError
 
 def export(model: Any, tokenizer: Any | None, out: Path, merge: bool = False) -> Path:
     """Save a model that `from_pretrained` loads. `merge` folds LoRA adapters into the base weights first."""
-    if out.exists():
-        raise UsageError(f"--out = {str(out)!r}: exists already (choose another folder or remove it)")
+    check_free(out)
     if hasattr(model, "merge_and_unload") and merge:
         model = model.merge_and_unload()
     elif merge:
@@ -33,6 +32,12 @@ def export(model: Any, tokenizer: Any | None, out: Path, merge: bool = False) ->
         shutil.rmtree(aside, ignore_errors=True)
         raise
     return out
+
+
+def check_free(out: Path) -> None:
+    """Raise UsageError if something is in the way, before any work is done."""
+    if out.exists():
+        raise UsageError(f"--out = {str(out)!r}: exists already (choose another folder or remove it)")
 
 
 def _name_special_tokens(model: Any, tokenizer: Any) -> None:

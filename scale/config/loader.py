@@ -194,7 +194,7 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 def _fields(model: type[BaseModel], at: Path_, content: Any) -> dict[str, Any]:
     candidates = [model]
     for part in at:
-        content = content[part] if isinstance(content, dict | list) else None
+        content = _lookup(content, (part,))[0]
         if isinstance(part, int):
             continue
         candidates = [m for c in candidates if part in c.model_fields for m in _models(c.model_fields[part].annotation)]

@@ -1,0 +1,304 @@
+"""Config -> objects. The only place that knows all rooms; plain dicts from name to class, no registries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from scale.checkpoint.saved import latest_good, saved_in
+from scale.config import PretrainRun, differences, load_config, to_yaml
+from scale.config.model import ModelConfig
+from scale.data.curriculum import seq_len_schedule
+from scale.data.planner import Planner
+from scale.data.prepare import Prepared, prepare
+from scale.data.rows import RowReader
+from scale.data.source import PackedSource
+from scale.errors import UsageError
+from scale.evaluate.held_out import HeldOut
+from scale.hardware import (
+    Choice,
+    Hardware,
+    choose_attention,
+    choose_compile,
+    choose_micro_rows,
+    choose_precision,
+    choose_recompute,
+    detect,
+    peak_flops,
+)
+from scale.models.adapters import add_adapter
+from scale.models.build import build_model, is_model_folder, model_config, set_recompute
+from scale.models.size import activation_bytes_per_token, flops_per_token, model_size, state_bytes
+from scale.monitor.progress import Progress
+from scale.monitor.run_folder import RunFolder
+from scale.monitor.trackers import TensorBoard, Wandb
+from scale.objectives.causal_lm import CausalLM
+from scale.parallel.single import Single
+from scale.protocols import Monitor, Strategy, Weights
+from scale.train.facts import BatchShape, run_facts, total_steps
+from scale.trainer import Trainer
+
+STRATEGIES = {"single": Single}
+# What may change between two starts of one run without making it another run.
+MAY_CHANGE = ("monitor.", "checkpoint.", "profile", "data.workers", "data.cache", "compute.threads", "runs_dir")
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Everything that was `auto`, decided."""
+
+    precision: Choice
+    compile: Choice
+    attention: Choice
+    recompute: Choice
+    micro_rows: Choice
+    peak_flops: Choice
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model with its architecture in place; weights may still be on the meta device."""
+
+    module: nn.Module
+    weights: Weights | None
+    config: Any
+
+
+def build_trainer(config: PretrainRun, allow: Sequence[str] = ()) -> Trainer:
+    """Everything a run needs. Raises UsageError before anything is written into the run folder."""
+    check_same_run(config, allow)
+    monitors = make_monitors(config)
+    hardware = detect(config.compute.device)
+    if config.compute.threads:
+        torch.set_num_threads(config.compute.threads)
+    attention = choose_attention(config.compute.attention, hardware)
+    prepared = prepare(config.data, progress=config.monitor.progress)
+    model = make_model(config, prepared, attention.value)
+    choices = decide(config, hardware, model, attention)
+    if choices.recompute.value != "off":
+        set_recompute(model.module, int(choices.recompute.value))
+    shape = BatchShape(config.rows_per_step, int(choices.micro_rows.value), world_size=1)
+    steps = total_steps(config, sum(documents.tokens for documents in prepared.train))
+    flops = flops_per_token(model_size(model.module), model.config, config.data.seq_len)
+    strategy = STRATEGIES[config.compute.strategy](hardware.device, choices.precision.value)
+    objective = CausalLM()
+    trainer = Trainer(
+        model.module,
+        make_source(config, prepared, shape, steps),
+        objective,
+        folder=Path(config.runs_dir) / config.name,
+        steps=steps,
+        optim=config.optim,
+        schedule=config.schedule,
+        spike=config.train.spike,
+        checkpoint=config.checkpoint,
+        strategy=strategy,
+        weights=model.weights,
+        judge=(lambda root: make_judge(config, root, objective, strategy, prepared, shape)) if prepared.valid else None,
+        eval_every=config.eval.every,
+        early_stop=config.eval.early_stop,
+        monitors=monitors,
+        layer_gradients=config.monitor.layer_gradients,
+        profile=config.profile,
+        facts=gather_facts(config, hardware, choices, prepared, model, shape, steps, flops),
+        flops_per_token=flops,
+        peak_flops=float(choices.peak_flops.value),
+        config_text=to_yaml(config),
+        assets=lambda path: save_assets(path, model, prepared),
+    )
+    if choices.compile.value != "off":
+        mode = None if choices.compile.value == "default" else "max-autotune-no-cudagraphs"
+        model.module.compile(mode=mode)
+    return trainer
+
+
+def gather_facts(
+    config: PretrainRun,
+    hardware: Hardware,
+    choices: Choices,
+    prepared: Prepared,
+    model: Model,
+    shape: BatchShape,
+    steps: int,
+    flops: float,
+) -> dict[str, Any]:
+    """What is printed before training: the machine, every choice with its reason, every derived number."""
+    return {
+        "device": f"{hardware.name} ({hardware.device}, {hardware.memory / 2**30:.0f} GiB, {hardware.cores} cores)",
+        **{name.replace("_", " "): str(choice) for name, choice in vars(choices).items()},
+        "training tokens": sum(documents.tokens for documents in prepared.train),
+        "held-out tokens": sum(documents.tokens for documents in prepared.valid),
+        **run_facts(config, model_size(model.module), flops, shape, steps, activation_bytes(model, choices)),
+    }
+
+
+def activation_bytes(model: Model, choices: Choices) -> int:
+    """Estimated activation memory of one token under these choices."""
+    every = None if choices.recompute.value == "off" else int(choices.recompute.value)
+    return activation_bytes_per_token(model.config, every, 2 if choices.precision.value == "bf16" else 4)
+
+
+def check_same_run(config: PretrainRun, allow: Sequence[str]) -> None:
+    """A run folder belongs to one config. Raises UsageError naming every key that changed and is not allowed to."""
+    path = RunFolder(Path(config.runs_dir) / config.name).config
+    if not path.exists():
+        return
+    changed = {
+        key: values
+        for key, values in differences(load_config(path), config).items()
+        if not key.startswith((*MAY_CHANGE, *allow))
+    }
+    if changed:
+        shown = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in changed.items())
+        keys = ",".join(changed)
+        raise UsageError(
+            f"{path}: this run was started with another config ({shown}). "
+            f"Use another name, --new, or --allow-change {keys}"
+        )
+
+
+def make_model(config: PretrainRun, prepared: Prepared, attention: str) -> Model:
+    """The model of a config, checked against its data."""
+    vocabulary = len(prepared.tokenizer) if prepared.tokenizer is not None else None
+    max_id = max(documents.max_id for documents in (*prepared.train, *prepared.valid))
+    hf_config = model_config(config.model, max(vocabulary or 0, max_id + 1))
+    if max(max_id + 1, vocabulary or 0) > hf_config.vocab_size:
+        raise UsageError(
+            f"model: its vocabulary has {hf_config.vocab_size} entries, but the data go up to id {max_id} and the "
+            f"tokenizer has {vocabulary} (use model.overrides.vocab_size or another tokenizer)"
+        )
+    longest = getattr(hf_config, "max_position_embeddings", None)
+    if longest is not None and config.data.seq_len > longest:
+        raise UsageError(f"data.seq_len = {config.data.seq_len}: the model's max_position_embeddings is {longest}")
+    module, weights = build_model(config.model, hf_config, attention, config.seed)
+    if config.adapter is not None:
+        module = add_adapter(module, config.adapter, config.seed)
+    return Model(module, weights, hf_config)
+
+
+def decide(config: PretrainRun, hardware: Hardware, model: Model, attention: Choice) -> Choices:
+    """Replace every `auto`."""
+    size = model_size(model.module)
+    precision = choose_precision(config.compute.precision, hardware)
+    choices = Choices(
+        precision=precision,
+        compile=choose_compile(config.compute.compile, hardware),
+        attention=attention,
+        recompute=choose_recompute(config.compute.recompute, size.total),
+        micro_rows=Choice(str(config.batch.micro), "asked for"),
+        peak_flops=peak_flops(hardware, precision.value),
+    )
+    if config.batch.micro != "auto":
+        return choices
+    per_token = activation_bytes(model, choices)
+    micro = choose_micro_rows(config.rows_per_step, config.data.seq_len, per_token, state_bytes(size, 2), hardware)
+    return replace(choices, micro_rows=micro)
+
+
+def make_source(config: PretrainRun, prepared: Prepared, shape: BatchShape, steps: int) -> PackedSource:
+    """The stream of training batches."""
+    data = config.data
+    planner = Planner(
+        [documents.lengths for documents in prepared.train],
+        prepared.weights,
+        config.tokens_per_step,
+        seq_len_schedule(data, steps),
+        data.packing,
+        config.seed,
+    )
+    return PackedSource(
+        planner,
+        RowReader(prepared.train, data.cross_documents),
+        prepared.names,
+        micro_tokens=shape.micro_rows * data.seq_len,
+        seq_lens=[lesson.seq_len for lesson in data.curriculum] + [data.seq_len],
+        workers=data.workers,
+    )
+
+
+def make_judge(
+    config: PretrainRun,
+    root: nn.Module,
+    objective: CausalLM,
+    strategy: Strategy,
+    prepared: Prepared,
+    shape: BatchShape,
+) -> HeldOut:
+    """Held-out loss on the documents kept back from every source."""
+    return HeldOut(
+        root,
+        objective,
+        strategy,
+        prepared.valid,
+        prepared.names,
+        prepared.weights,
+        config.eval.tokens,
+        config.data.seq_len,
+        shape.micro_rows,
+        config.data.cross_documents,
+    )
+
+
+def make_monitors(config: PretrainRun) -> list[Monitor]:
+    """What watches the run beside its own records."""
+    folder = RunFolder(Path(config.runs_dir) / config.name)
+    monitors: list[Monitor] = [Progress()] if config.monitor.progress else []
+    if config.monitor.tensorboard:
+        monitors.append(TensorBoard(folder.path / "tensorboard"))
+    if config.monitor.wandb is not None:
+        monitors.append(Wandb(config.monitor.wandb, config.name, folder.path / "wandb"))
+    return monitors
+
+
+def save_assets(path: Path, model: Model, prepared: Prepared) -> None:
+    """What turns a checkpoint into a model again without the training data: architecture and tokenizer."""
+    model.config.save_pretrained(path)
+    if prepared.tokenizer is not None:
+        prepared.tokenizer.save_pretrained(path)
+
+
+def load_run(folder: str | Path, step: int | None = None) -> tuple[Any, Any]:
+    """Model (CPU, eval mode) and tokenizer (None if there is none) of a run's newest good checkpoint, or the one at `step`.
+
+    Raises UsageError if the folder is no run or has no such checkpoint, DamagedCheckpoint if that one is damaged.
+    """
+    run = RunFolder(Path(folder))
+    if not run.config.exists():
+        raise UsageError(f"{folder}: not a run folder (it has no config.yaml)")
+    config = load_config(run.config)
+    if step is None:
+        saved = latest_good(run.checkpoints, Console(stderr=True).print)
+    else:
+        saved = next((s for s in saved_in(run.checkpoints) if s.step == step), None)
+    if saved is None:
+        have = ", ".join(str(s.step) for s in saved_in(run.checkpoints)) or "none"
+        raise UsageError(f"{run.checkpoints}: no checkpoint{'' if step is None else f' of step {step}'} (there are: {have})")
+    if step is not None:
+        saved.verify()
+    if config.adapter is None:
+        model: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(run.model), dtype=torch.float32)
+    else:
+        base, _ = build_model(config.model, AutoConfig.from_pretrained(run.model), "sdpa", config.seed)
+        model = add_adapter(base, config.adapter, config.seed)
+    ours = {f"model/{name}": tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()}
+    saved.read({name: tensor for name, tensor in ours.items() if name in saved.shapes()})
+    tokenizer = AutoTokenizer.from_pretrained(run.model) if (run.model / "tokenizer.json").exists() else None
+    return model.eval(), tokenizer
+
+
+def load_model(path: str | Path, step: int | None = None) -> tuple[Any, Any]:
+    """Model and tokenizer of a run folder or of a Hugging Face folder."""
+    if RunFolder(Path(path)).config.exists():
+        return load_run(path, step)
+    if not is_model_folder(path):
+        raise UsageError(f"{path}: neither a run folder (config.yaml) nor a model folder (config.json)")
+    config = ModelConfig(path=str(path))
+    model, _ = build_model(config, model_config(config), "sdpa", seed=0)
+    return model.eval(), AutoTokenizer.from_pretrained(path)

@@ -1,0 +1,1 @@
+"""The `scale` command: each verb is one call into the library."""

@@ -1,0 +1,58 @@
+"""`scale VERB`: parse, call, translate errors into one line and an exit code. Heavy imports wait until a verb runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from scale import __version__
+from scale.cli import data, model, train
+from scale.errors import EXIT_FAILED, EXIT_OK, ScaleError
+
+EXIT_CODES = """\
+exit codes:
+  0   done
+  1   failed (the last line says why)
+  2   wrong config, argument or data; nothing was started
+  75  stopped on request after writing a checkpoint: run the same command again to go on
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all verbs; each sub-parser sets `run`, a function of the namespace that returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="scale",
+        description="Train language models from one laptop to a GPU cluster.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"scale {__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    train.add_commands(verbs)
+    model.add_commands(verbs)
+    data_parser = verbs.add_parser("data", help="tokenize, validate, clean, split, inspect data")
+    data.add_commands(data_parser.add_subparsers(title="data verbs", metavar="VERB", required=True))
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point. Returns the exit code."""
+    args = make_parser().parse_args(arguments)
+    try:
+        return int(args.run(args) or EXIT_OK)
+    except ScaleError as error:
+        print(f"scale: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        return EXIT_OK  # the reader of our output (head, less) has seen enough
+    except KeyboardInterrupt:
+        print("scale: interrupted", file=sys.stderr)
+        return 130
+    except OSError as error:
+        print(f"scale: error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        return EXIT_FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

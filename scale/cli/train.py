@@ -1,0 +1,81 @@
+"""`scale train`, `scale doctor`, `scale plot`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from scale.errors import EXIT_OK, EXIT_STOPPED
+
+
+def add_commands(verbs: Any) -> None:
+    """Add the verbs to a parser."""
+    train = verbs.add_parser(
+        "train",
+        help="train from a YAML config; the same command again continues",
+        description="Train as a YAML config says. The run lives in runs/NAME; the same command again continues it.",
+        epilog="example:\n  scale train configs/demo.yaml train.steps=50 name=short",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    train.add_argument("config", type=Path, help="YAML file")
+    train.add_argument("overrides", nargs="*", metavar="key.sub=value", help="values that replace those of the file")
+    train.add_argument("--new", action="store_true", help="start a new run named NAME_YYYYmmdd_HHMMSS")
+    train.add_argument(
+        "--allow-change", default="", metavar="KEYS", help="comma-separated config keys that may differ from the started run"
+    )
+    train.add_argument("--dry-run", action="store_true", help="print derived numbers and choices, train nothing")
+    train.set_defaults(run=_train)
+
+    doctor = verbs.add_parser(
+        "doctor",
+        help="what is installed, what `auto` would choose here, what is wrong",
+        epilog="example:\n  scale doctor",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    doctor.set_defaults(run=_doctor)
+
+    plot = verbs.add_parser(
+        "plot",
+        help="draw the curves of one or several runs",
+        epilog="example:\n  scale plot runs/demo",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    plot.add_argument("runs", nargs="+", type=Path, help="run folders; several are drawn over each other")
+    plot.add_argument("--out", type=Path, help="folder for the pictures (default: RUN/plots)")
+    plot.set_defaults(run=_plot)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from scale.config import load_config
+
+    config = load_config(args.config, args.overrides)
+    if args.new:
+        from scale.monitor.run_folder import new_name
+
+        config = config.model_copy(update={"name": new_name(config.name)})
+    from scale.build import build_trainer
+
+    trainer = build_trainer(config, allow=[key for key in args.allow_change.split(",") if key])
+    if args.dry_run:
+        from scale.monitor.progress import facts_table
+
+        facts_table(trainer.recorder.facts)
+        return EXIT_OK
+    outcome = trainer.fit()
+    print(f"{outcome}: step {trainer.loop.done} of {trainer.loop.settings.steps}, {trainer.folder.path}")
+    return EXIT_STOPPED if outcome == "stopped" else EXIT_OK
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from scale.doctor import print_report
+
+    return print_report()
+
+
+def _plot(args: argparse.Namespace) -> int:
+    from scale.monitor.plots import plot_run
+
+    for path in plot_run(args.runs if len(args.runs) > 1 else args.runs[0], args.out):
+        print(path)
+    return EXIT_OK

@@ -1,0 +1,41 @@
+"""Text from a model, seeded and streamed to the caller as a whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: list[str],
+    max_new_tokens: int = 64,
+    temperature: float = 0.8,
+    top_k: int = 40,
+    seed: int = 0,
+) -> list[str]:
+    """Continue each prompt (an empty one starts a document). temperature 0 is greedy. Returns prompt + continuation."""
+    eos = tokenizer.eos_token_id
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature > 0 else {"do_sample": False}
+    out = []
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+        torch.manual_seed(seed)
+        for prompt in prompts:
+            ids = tokenizer(prompt, add_special_tokens=False).input_ids or [eos]
+            ids_BL = torch.tensor([ids], device=device)
+            out_BL = model.generate(
+                ids_BL,
+                attention_mask=torch.ones_like(ids_BL),
+                max_new_tokens=max_new_tokens,
+                eos_token_id=eos,
+                pad_token_id=eos,
+                **sampling,
+            )
+            out.append(tokenizer.decode(out_BL[0], skip_special_tokens=True))
+    model.train(was_training)
+    return out

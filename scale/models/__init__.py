@@ -1,0 +1,1 @@
+"""Models: presets, loading, initial weights, adapters, memory and FLOP arithmetic."""

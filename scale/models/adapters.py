@@ -1,0 +1,31 @@
+"""LoRA through peft. The base stays frozen; only adapter weights are trained, saved and exported."""
+
+from __future__ import annotations
+
+import torch
+from peft import LoraConfig as PeftLora
+from peft import get_peft_model
+from torch import nn
+
+from scale.config.model import LoraConfig
+from scale.errors import UsageError
+
+
+def add_adapter(model: nn.Module, config: LoraConfig, seed: int) -> nn.Module:
+    """Wrap the model with LoRA. Raises UsageError naming targets that match no linear module (peft would pass over them)."""
+    linear = {name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    missing = [t for t in config.targets if t not in linear]
+    if missing:
+        raise UsageError(
+            f"adapter.targets: {missing[0]!r} is no linear module here (there are: {', '.join(sorted(linear))})"
+        )
+    lora = PeftLora(
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # peft scales by alpha / r, floats included
+        lora_dropout=config.dropout,
+        target_modules=list(config.targets),
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(model, lora)

@@ -1,0 +1,119 @@
+"""From `model:` to a module: architecture first (on the meta device), weights parameter by parameter afterwards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Size, Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from scale.config.model import ModelConfig
+from scale.errors import UsageError
+from scale.models.presets import preset_config
+from scale.protocols import Weights
+
+
+def model_config(config: ModelConfig, vocab_size: int | None = None) -> PretrainedConfig:
+    """The Hugging Face config that `model:` describes. Raises UsageError for unknown overrides or an unreadable path."""
+    if config.preset is not None:
+        built = _checked(lambda: preset_config(config.preset, vocab_size, config.overrides), config)  # type: ignore[arg-type]
+    else:
+        assert config.path is not None
+        built = _checked(lambda: AutoConfig.from_pretrained(config.path, **config.overrides), config)
+    unknown = [key for key in config.overrides if key not in type(built)().to_dict()]
+    if unknown:
+        raise UsageError(f"model.overrides.{unknown[0]}: {type(built).__name__} has no such field")
+    return built
+
+
+def _checked(make: Any, config: ModelConfig) -> Any:
+    try:
+        return make()
+    except Exception as error:
+        what = f"model.path = {config.path!r}" if config.path else f"model.overrides = {config.overrides}"
+        reason = " ".join(line.strip() for line in str(error).splitlines() if line.strip())[:300]
+        raise UsageError(f"{what}: {reason}") from None
+
+
+def build_model(
+    config: ModelConfig, hf_config: PretrainedConfig, attention: str, seed: int
+) -> tuple[nn.Module, Weights | None]:
+    """A model and where its weights come from.
+
+    Presets are made on the meta device, with a `Weights` that draws each parameter from its own seeded generator: the
+    values do not depend on how the model is sharded. Pretrained models come loaded (`Weights` is None).
+    """
+    if config.path is not None and config.init != "random":
+        model = _checked(
+            lambda: AutoModelForCausalLM.from_pretrained(
+                config.path, dtype=torch.float32, attn_implementation=attention, use_safetensors=True
+            ),
+            config,
+        )
+        return model, None
+    if config.preset is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return AutoModelForCausalLM.from_config(hf_config, dtype=torch.float32, attn_implementation=attention), None
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(hf_config, dtype=torch.float32, attn_implementation=attention)
+    return model, llama_init(seed, hf_config.initializer_range, hf_config.num_hidden_layers)
+
+
+def llama_init(seed: int, std: float, layers: int) -> Weights:
+    """Normal(0, std) matrices, unit norms; matrices that write to the residual stream divided by sqrt(2 layers) (GPT-2)."""
+
+    def weights(name: str, shape: Size) -> Tensor:
+        if len(shape) == 1:
+            return torch.ones(shape)
+        scale = (2 * layers) ** -0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
+        generator = torch.Generator().manual_seed(_seed_of(seed, name))
+        return torch.empty(shape).normal_(0.0, std * scale, generator=generator)
+
+    return weights
+
+
+def _seed_of(seed: int, name: str) -> int:
+    import hashlib
+
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=7).digest(), "big")
+
+
+def materialise(model: nn.Module, weights: Weights, device: torch.device) -> None:
+    """Give a meta model memory on `device`, fill its parameters and make its non-persistent buffers anew."""
+    model.to_empty(device=device)
+    with torch.no_grad():
+        for name, param in model.named_parameters():
+            param.copy_(weights(name, param.shape))
+    for module in model.modules():
+        _remake_rotary(module, device)
+    if hasattr(model, "tie_weights"):
+        model.tie_weights()
+
+
+def _remake_rotary(module: nn.Module, device: torch.device) -> None:
+    """Rotary frequencies are buffers outside the state dict: `to_empty` leaves garbage in them."""
+    if hasattr(module, "original_inv_freq") and hasattr(module, "config"):
+        fresh = type(module)(module.config, device=device)  # type: ignore[call-arg]
+        for name, buffer in fresh.named_buffers():
+            setattr(module, name, buffer)
+        module.original_inv_freq = fresh.original_inv_freq
+
+
+def set_recompute(model: nn.Module, every: int) -> int:
+    """Activation checkpointing of every `every`-th decoder layer; returns how many layers it covers."""
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    if not layers:
+        raise UsageError(f"compute.recompute = {every}: {type(model).__name__} does not support it (use off)")
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+    for index, layer in enumerate(layers):
+        layer.gradient_checkpointing = index % every == 0
+    return len(range(0, len(layers), every))
+
+
+def is_model_folder(path: str | Path) -> bool:
+    """Whether a path holds a Hugging Face model."""
+    return (Path(path) / "config.json").is_file()

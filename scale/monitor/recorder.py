@@ -1,0 +1,131 @@
+"""Everything that is written down about a run while it runs, behind one object: metrics, run state, monitors."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from scale.errors import ScaleError
+from scale.monitor.records import Metrics
+from scale.monitor.run_folder import RunFolder
+from scale.monitor.run_state import RunState, Status, read_git
+from scale.monitor.trackers import Guarded
+from scale.protocols import Monitor, Score, StepReport
+
+SAVE_STATE_EVERY = 2.0
+"""Seconds between writes of run_state.json while steps go by."""
+_STATUS: dict[str | None, Status] = {"completed": "completed", "early stop": "completed", "stopped": "paused"}
+
+
+class RunRecorder:
+    """Implements the loop's `Recorder` and is the stateful monitor of a checkpoint. `flops_per_token` and `peak_flops`
+    (FLOP/s) give the model FLOPs utilisation; without them it is null."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        monitors: Sequence[Monitor],
+        facts: dict[str, Any],
+        flops_per_token: float | None = None,
+        peak_flops: float | None = None,
+    ):
+        self.folder, self.facts = folder, facts
+        self.monitors = [Guarded(monitor) for monitor in monitors]
+        self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
+        self.metrics = Metrics(folder.metrics)
+        self.state = RunState(run_name=folder.path.name, config_hash="")
+        self._saved_at = 0.0
+
+    def open(self, config_text: str | None) -> None:
+        """Begin, or take up the run state of an earlier start. The folder must be locked."""
+        if self.folder.run_state.exists():
+            self.state = RunState.load(self.folder.run_state)
+        self.state.config_hash = hashlib.sha256((config_text or "").encode()).hexdigest()
+        self.state.status, self.state.facts = "initializing", self.facts
+        self.state.error_message = self.state.ended_at = None
+        for name, value in read_git(Path.cwd()).items():
+            setattr(self.state, name, value)
+        self.state.save(self.folder.run_state)
+
+    def fresh(self) -> None:
+        """No checkpoint to go on from: rows of an attempt that never reached one are dropped."""
+        self.metrics.cut(-1)
+
+    def resumed(self, step: int, checkpoint: Path) -> None:
+        """Training goes on after `step`: later rows belong to the part that is done again."""
+        self.metrics.cut(step)
+        self.state.step = step
+        self.event(f"resumed from {checkpoint}")
+
+    def start(self, steps: int, done: int) -> None:
+        """Show the derived numbers and start the monitors. Raises UsageError if one cannot start."""
+        self.state.status = "running"
+        for monitor in self.monitors:
+            monitor.start({**self.facts, "steps": steps, "step": done})
+
+    def score_before_training(self, score: Score) -> None:
+        self._write(self.metrics.score_row(0, score, self._extra(None)))
+
+    def step(self, report: StepReport, score: Score | None) -> None:
+        if report.skipped is not None:
+            self.event(f"step {report.step} skipped: {report.skipped}")
+        self._write(self.metrics.row(report, score, self._extra(report)))
+
+    def event(self, text: str) -> None:
+        """Something a reader of the run should know; shown and kept in run_state.json."""
+        self.state.note(text)
+        for monitor in self.monitors:
+            monitor.event(text)
+        if not self.monitors:
+            print(text, flush=True)
+
+    def close(self, outcome: str | None, error: BaseException | None) -> None:
+        """Write the last state: completed, paused (to be continued), cancelled or failed."""
+        status = _STATUS.get(outcome, "cancelled" if isinstance(error, KeyboardInterrupt) else "failed")
+        self.state.end(status, str(error) or type(error).__name__ if error is not None else None)
+        for monitor in self.monitors:
+            monitor.finish(status)
+        try:
+            self._save()
+        except ScaleError:
+            if error is None:  # otherwise the first error is the one to show
+                raise
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.metrics.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.metrics.load_state_dict(state)
+
+    def _write(self, row: dict[str, Any]) -> None:
+        self.metrics.append(row)
+        self.state.observe(row)
+        for monitor in self.monitors:
+            monitor.log(row)
+        if time.monotonic() - self._saved_at > SAVE_STATE_EVERY:
+            self._save()
+
+    def _save(self) -> None:
+        found = sorted(path.name for path in self.folder.checkpoints.glob("step_*"))
+        self.state.checkpoints, self.state.latest_checkpoint = found, found[-1] if found else None
+        self.state.save(self.folder.run_state)
+        self._saved_at = time.monotonic()
+
+    def _extra(self, report: StepReport | None) -> Mapping[str, Any]:
+        extra: dict[str, Any] = {"memory_bytes": memory_bytes()}
+        if report is not None and self.flops_per_token and self.peak_flops and report.seconds > 0:
+            extra["mfu"] = self.flops_per_token * report.tokens / report.seconds / self.peak_flops
+        return extra
+
+
+def memory_bytes() -> int:
+    """Peak memory of torch on the GPU, or what this process holds now on a CPU."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    return int(psutil.Process().memory_info().rss)

@@ -1,0 +1,1 @@
+"""Strategies: where weights live, how gradients meet, how optimizers step."""

@@ -1,0 +1,145 @@
+"""Optimizers from torch and bitsandbytes behind one face, with moments readable as plain fp32 tensors per parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Size, Tensor, nn
+
+from scale.config.optim import OptimConfig
+from scale.errors import MissingExtra, ScaleError
+
+_EIGHT_BIT = {"exp_avg": "1", "exp_avg_sq": "2"}
+"""Suffix of bitsandbytes' state1/absmax1/qmap1 and state2/... for each moment."""
+_BLOCK = 256
+"""Elements that share one scale in bitsandbytes' blockwise 8-bit optimizers."""
+
+
+class OptimizerSet:
+    """One or two torch optimizers that together hold every trainable parameter of a model once."""
+
+    def __init__(self, model: nn.Module, config: OptimConfig):
+        self.names: dict[Tensor, str] = {p: name for name, p in model.named_parameters() if p.requires_grad}
+        self.optimizers = _build(model, self.names, config)
+        for group in self.groups():
+            group["peak_lr"] = group["lr"]
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameter groups of all optimizers."""
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def step(self, lr_factor: float) -> None:
+        """Step every optimizer at its peak learning rate times `lr_factor`."""
+        for group in self.groups():
+            group["lr"] = group["peak_lr"] * lr_factor
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def zero_grad(self) -> None:
+        """Free the gradients."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def moments(self) -> dict[str, Tensor]:
+        """`NAME/MOMENT` -> fp32 tensor; 8-bit moments are dequantised, step counts are 0-dim tensors."""
+        out: dict[str, Tensor] = {}
+        for optimizer in self.optimizers:
+            for param, state in optimizer.state.items():
+                for key, value in _canonical(state).items():
+                    out[f"{self.names[param]}/{key}"] = value
+        return out
+
+    def blank(self, saved: Mapping[str, Size]) -> dict[str, Tensor]:
+        """fp32 tensors to read the saved moments into. Raises ScaleError for a parameter that is not trained here."""
+        params = {name: p for p, name in self.names.items()}
+        out = {}
+        for key, shape in saved.items():
+            name, _, _ = key.rpartition("/")
+            if name not in params:
+                raise ScaleError(f"checkpoint holds optimizer moments of {name!r}, which this run does not train")
+            out[key] = torch.zeros(shape, dtype=torch.float32, device=params[name].device)
+        return out
+
+    def restore(self, moments: Mapping[str, Tensor]) -> None:
+        """Take over canonical moments."""
+        by_param: dict[str, dict[str, Tensor]] = {}
+        for key, value in moments.items():
+            name, _, moment = key.rpartition("/")
+            by_param.setdefault(name, {})[moment] = value
+        for optimizer in self.optimizers:
+            optimizer.state.clear()
+            for group in optimizer.param_groups:
+                for param in group["params"]:
+                    if self.names[param] in by_param:
+                        _set_state(optimizer, group, param, by_param[self.names[param]])
+
+
+def _build(model: nn.Module, names: Mapping[Tensor, str], config: OptimConfig) -> list[torch.optim.Optimizer]:
+    embeddings = {p for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    decayed = [p for p in names if p.ndim >= 2 and p not in embeddings]
+    plain = [p for p in names if p.ndim < 2 or p in embeddings]
+    if not names:
+        raise ScaleError("nothing to train: no parameter of the model requires a gradient")
+    heads = {p for p, name in names.items() if name.endswith("lm_head.weight")}
+    device = next(iter(names)).device.type
+    common: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
+    fused = device in ("cuda", "cpu")
+    if config.kind == "muon":
+        matrices = [p for p in decayed if p.ndim == 2 and p not in heads]
+        rest = [p for p in decayed if p.ndim != 2 or p in heads]
+        muon = torch.optim.Muon(
+            matrices,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+            adjust_lr_fn="match_rms_adamw",  # one learning rate for both optimizers (arXiv 2502.16982)
+        )
+        return [muon, torch.optim.AdamW(_groups(rest, plain, config), fused=fused, **common)]
+    if config.kind == "adamw8bit":
+        try:
+            import bitsandbytes
+        except ImportError:
+            raise MissingExtra("optim.kind = 'adamw8bit'", "quant") from None
+        return [bitsandbytes.optim.AdamW8bit(_groups(decayed, plain, config), **common)]
+    return [torch.optim.AdamW(_groups(decayed, plain, config), fused=fused, **common)]
+
+
+def _groups(decayed: list[Tensor], plain: list[Tensor], config: OptimConfig) -> list[dict[str, Any]]:
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _canonical(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    if "state1" not in state:
+        return {key: value.detach().float() for key, value in state.items() if isinstance(value, Tensor)}
+    out = {"step": torch.tensor(float(state["step"]))}
+    for moment, i in _EIGHT_BIT.items():
+        value = state[f"state{i}"]
+        if value.dtype == torch.uint8:
+            from bitsandbytes.functional import dequantize_blockwise
+
+            value = dequantize_blockwise(value, absmax=state[f"absmax{i}"], code=state[f"qmap{i}"], blocksize=_BLOCK)
+        out[moment] = value.detach().float()
+    return out
+
+
+def _set_state(optimizer: Any, group: dict[str, Any], param: Tensor, moments: dict[str, Tensor]) -> None:
+    state = optimizer.state[param]
+    if not hasattr(optimizer, "init_state"):  # a torch optimizer
+        state.update(moments)
+        return
+    at = next((g, i) for g, grp in enumerate(optimizer.param_groups) for i, p in enumerate(grp["params"]) if p is param)
+    optimizer.init_state(group, param, *at)  # bitsandbytes decides here which parameters are quantised
+    state["step"] = int(moments["step"])
+    for moment, i in _EIGHT_BIT.items():
+        target = state[f"state{i}"]
+        if target.dtype == torch.uint8:
+            from bitsandbytes.functional import quantize_blockwise
+
+            codes, scales = quantize_blockwise(moments[moment], code=state[f"qmap{i}"], blocksize=_BLOCK)
+            target.copy_(codes)
+            state[f"absmax{i}"].copy_(scales.absmax)
+        else:
+            target.copy_(moments[moment])

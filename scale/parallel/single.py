@@ -1,0 +1,116 @@
+"""One device: the weights are their own masters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Size, Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from scale.config.optim import OptimConfig
+from scale.errors import ScaleError
+from scale.models.build import materialise
+from scale.objectives.root import Root
+from scale.parallel.optimizer import OptimizerSet
+from scale.protocols import Observe, Shard, Shards, Update, Veto, Weights
+
+
+class Single:
+    """Implements `scale.protocols.Strategy` on one device; bf16 means autocast around fp32 weights."""
+
+    rank = 0
+    world_size = 1
+
+    def __init__(self, device: str | torch.device = "cpu", precision: str = "fp32"):
+        self.device = torch.device(device)
+        self.precision = precision
+
+    def prepare(self, root: nn.Module, optim: OptimConfig | None, weights: Weights | None) -> nn.Module:
+        assert isinstance(root, Root)
+        if weights is not None:
+            materialise(root.model, weights, self.device)
+        self.model = root.model.to(self.device)
+        if self.precision == "bf16":
+            root.forward = torch.autocast(self.device.type, torch.bfloat16)(root.forward)  # type: ignore[method-assign]
+        if optim is None:
+            root.requires_grad_(False)
+            return root.eval()
+        self.optimizer = OptimizerSet(self.model, optim)
+        self.params = list(self.optimizer.names)
+        return root.train()
+
+    def accumulate(self, last: bool) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def update(self, lr_factor: float, max_norm: float, observe: Observe | None, veto: Veto | None) -> Update:
+        grads = [p.grad for p in self.params if p.grad is not None]
+        norm = get_total_norm(grads)
+        grad_norm = float(norm)
+        reason = veto(grad_norm) if veto is not None else None
+        if reason is None:
+            if max_norm > 0:
+                clip_grads_with_norm_(self.params, max_norm, norm)
+            if observe is not None:
+                observe(self._shards())
+            self.optimizer.step(lr_factor)
+        self.discard()
+        return Update(grad_norm, reason)
+
+    def discard(self) -> None:
+        self.optimizer.zero_grad()
+
+    @contextmanager
+    def edit_masters(self) -> Iterator[Shards]:
+        with torch.no_grad():
+            yield self._shards()
+
+    def _shards(self) -> Shards:
+        return {
+            name: Shard(name, param.data, param.grad, tuple(param.shape))
+            for param, name in self.optimizer.names.items()
+        }
+
+    def all_sum(self, values: Tensor) -> Tensor:
+        return values
+
+    def full_params(self) -> Iterator[tuple[str, Tensor]]:
+        for name, param in self.model.named_parameters():
+            yield name, param.detach()
+
+    def _model_tensors(self) -> dict[str, Tensor]:
+        """What training changes: trainable parameters and persistent buffers. A frozen base comes from where it came."""
+        frozen = {id(p) for p in self.model.parameters() if not p.requires_grad}
+        kept: dict[str, Tensor] = {}
+        seen: set[int] = set()
+        for name, tensor in self.model.state_dict(keep_vars=True).items():
+            if id(tensor) not in frozen and id(tensor) not in seen:  # tied weights once
+                kept[name] = tensor.detach()
+            seen.add(id(tensor))
+        return kept
+
+    def tensors(self) -> dict[str, Tensor]:
+        out = {f"model/{name}": tensor for name, tensor in self._model_tensors().items()}
+        return out | {f"optim/{key}": moment for key, moment in self.optimizer.moments().items()}
+
+    def blank(self, saved: Mapping[str, Size]) -> dict[str, Tensor]:
+        ours = {f"model/{name}": tensor for name, tensor in self._model_tensors().items()}
+        for name in {n for n in saved if n.startswith("model/")} ^ ours.keys():
+            where = "the checkpoint" if name in saved else "the model"
+            raise ScaleError(f"checkpoint and model differ: only {where} has {name.removeprefix('model/')}")
+        for name, tensor in ours.items():
+            if tuple(saved[name]) != tuple(tensor.shape):
+                raise ScaleError(
+                    f"{name.removeprefix('model/')}: checkpoint {tuple(saved[name])}, model {tuple(tensor.shape)}"
+                )
+        moments = {key.removeprefix("optim/"): shape for key, shape in saved.items() if key.startswith("optim/")}
+        return ours | {f"optim/{key}": tensor for key, tensor in self.optimizer.blank(moments).items()}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Weights were read in place; hand the moments to the optimizer."""
+        moments = {key.removeprefix("optim/"): t for key, t in tensors.items() if key.startswith("optim/")}
+        self.optimizer.restore(moments)

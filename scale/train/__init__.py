@@ -1,0 +1,1 @@
+"""The loop, the backward stepper and what they need."""

@@ -1,0 +1,58 @@
+"""Numbers derived from a config, shown before training starts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from scale.config.run import PretrainRun
+from scale.models.size import Size
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """How one optimizer step is cut up. Rows are rows of data.seq_len."""
+
+    rows: int
+    micro_rows: int
+    world_size: int
+
+    @property
+    def accumulation(self) -> int:
+        return self.rows // (self.micro_rows * self.world_size)
+
+
+def total_steps(config: PretrainRun, train_tokens: int) -> int:
+    """Length of the run in optimizer steps, whichever unit it was given in."""
+    train = config.train
+    if train.steps is not None:
+        return train.steps
+    tokens = train.tokens if train.tokens is not None else (train.epochs or 0) * train_tokens
+    return max(1, math.ceil(tokens / config.tokens_per_step))
+
+
+def run_facts(
+    config: PretrainRun, size: Size, flops_per_token: float, shape: BatchShape, steps: int, activation_bytes: int
+) -> dict[str, Any]:
+    """Derived numbers by name; plain numbers and strings, so that they can be written as JSON."""
+    tokens = steps * config.tokens_per_step
+    moments = {"adamw": 8, "adamw8bit": 2, "muon": 6}[config.optim.kind]  # bytes per parameter; Muon keeps one for matrices
+    memory = {
+        "weights": 4 * size.total,
+        "gradients": 4 * size.trainable,
+        "optimizer": moments * size.trainable,
+        "activations": activation_bytes * shape.micro_rows * config.data.seq_len,
+    }
+    return {
+        "parameters": size.total,
+        "trainable parameters": size.trainable,
+        "tokens per step": config.tokens_per_step,
+        "rows per step": f"{shape.rows} x {config.data.seq_len} tokens",
+        "micro-batch": f"{shape.micro_rows} rows x {shape.accumulation} accumulated x {shape.world_size} device(s)",
+        "steps": steps,
+        "tokens": tokens,
+        "FLOPs per token": flops_per_token,
+        "FLOPs": flops_per_token * tokens,
+        **{f"memory {name} (estimate)": f"{value / 2**20:,.0f} MiB" for name, value in memory.items()},
+    }

@@ -1,0 +1,106 @@
+"""The loop of every stage. It knows neither the paradigm nor where weights live: it steps, scores, records, saves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from scale.protocols import Judge, Score, Source, StepReport, Stepper
+from scale.train.profile import StepProfiler
+from scale.train.stop import StopSignal
+
+Outcome = Literal["completed", "stopped", "early stop"]
+
+
+class Recorder(Protocol):
+    """Writes down what happened."""
+
+    def step(self, report: StepReport, score: Score | None) -> None: ...
+
+    def score_before_training(self, score: Score) -> None: ...
+
+    def event(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """Lengths and intervals in steps. `patience` evaluations without `min_delta` less loss stop the run (None: never)."""
+
+    steps: int
+    eval_every: int
+    save_every: int
+    patience: int | None = None
+    min_delta: float = 0.0
+
+
+class Loop:
+    """`save(step, val_loss)` starts a checkpoint of everything; it may return before that is on disk."""
+
+    def __init__(
+        self,
+        stepper: Stepper,
+        source: Source,
+        settings: LoopSettings,
+        record: Recorder,
+        save: Callable[[int, float | None], None],
+        judge: Judge | None = None,
+        profiler: StepProfiler | None = None,
+    ):
+        self.stepper, self.source, self.settings, self.record, self.save = stepper, source, settings, record, save
+        self.judge, self.profiler = judge, profiler
+        self.done = 0
+        self.best = math.inf
+        self.evaluations_without_gain = 0
+
+    def run(self, stop: StopSignal) -> Outcome:
+        """Train to the end, to a stop request or to an early stop; a checkpoint is started in each case."""
+        if self.done == 0 and self.judge is not None:
+            self.record.score_before_training(self.judge.score())
+        if self._patience_spent():
+            return "early stop"
+        while self.done < self.settings.steps:
+            score = self._one_step()
+            self._note(score)
+            gave_up = self._patience_spent()
+            last = self.done == self.settings.steps or gave_up or stop.reason is not None
+            if last or self.done % self.settings.save_every == 0:
+                self.save(self.done, score.loss if score else None)
+            if stop.reason is not None and self.done < self.settings.steps:
+                self.record.event(f"{stop.reason}: stopping after step {self.done}")
+                return "stopped"
+            if gave_up:
+                self.record.event(f"no gain in {self.evaluations_without_gain} evaluations: stopping early")
+                return "early stop"
+        return "completed"
+
+    def _one_step(self) -> Score | None:
+        if self.profiler is not None:
+            self.profiler.before(self.done + 1)
+        report = self.stepper.step(self.source)
+        self.source.observe(report)
+        self.done = report.step
+        if self.profiler is not None and (trace := self.profiler.after(report.step)):
+            self.record.event(f"profile written to {trace}")
+        due = report.step % self.settings.eval_every == 0 or report.step == self.settings.steps
+        score = self.judge.score() if due and self.judge is not None else None
+        self.record.step(report, score)
+        return score
+
+    def _note(self, score: Score | None) -> None:
+        if score is not None:
+            improved = score.loss < self.best - self.settings.min_delta
+            self.best = min(self.best, score.loss)
+            self.evaluations_without_gain = 0 if improved else self.evaluations_without_gain + 1
+
+    def _patience_spent(self) -> bool:
+        return self.settings.patience is not None and self.evaluations_without_gain >= self.settings.patience
+
+    def state_dict(self) -> dict[str, Any]:
+        best = None if math.isinf(self.best) else self.best
+        return {"done": self.done, "best": best, "evaluations_without_gain": self.evaluations_without_gain}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.done, self.evaluations_without_gain = state["done"], state["evaluations_without_gain"]
+        self.best = math.inf if state["best"] is None else state["best"]

@@ -1,0 +1,174 @@
+"""The backward stepper: one optimizer step from one group of micro-batches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scale.config.optim import ScheduleConfig, SpikeConfig
+from scale.errors import ScaleError
+from scale.protocols import Batch, Group, Loss, Objective, Source, StepReport, Strategy
+from scale.train.observe import LayerGradients
+from scale.train.schedule import lr_factor
+from scale.train.spike import SpikeFilter
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """How to step. `lr` is the peak shown in reports; `layer_gradients` is every how many steps they are looked at."""
+
+    steps: int
+    lr: float
+    schedule: ScheduleConfig
+    spike: SpikeConfig = field(default_factory=SpikeConfig)
+    clip: float = 1.0
+    layer_gradients: int = 0
+
+
+class BackwardStepper:
+    """Implements `scale.protocols.Stepper` by real backward passes. `root` is what the strategy prepared."""
+
+    def __init__(
+        self,
+        root: nn.Module,
+        objective: Objective,
+        strategy: Strategy,
+        settings: StepSettings,
+        event: Callable[[str], None] = print,
+    ):
+        self.root, self.objective, self.strategy, self.settings, self.event = root, objective, strategy, settings, event
+        self.spikes = SpikeFilter(settings.spike)
+        self.gradients = LayerGradients(strategy.all_sum)
+        self.steps_done = 0
+        self.split = 1  # micro-batches are this many times smaller than drawn, after running out of memory
+
+    def step(self, source: Source) -> StepReport:
+        start = time.perf_counter()
+        group = source.draw()
+        loss, metrics, passes = self._with_less_memory(lambda: self._gradients(group), group)
+        step = self.steps_done + 1
+        factor = lr_factor(self.settings.schedule, step, self.settings.steps)
+        looking = self.settings.layer_gradients > 0 and step % self.settings.layer_gradients == 0
+        update = self.strategy.update(
+            factor,
+            self.settings.clip,
+            observe=self.gradients if looking else None,
+            veto=lambda norm: self.spikes.judge(loss, norm),
+        )
+        self.steps_done = step
+        return StepReport(
+            step=step,
+            kind="skipped" if update.skipped else "full",
+            loss=loss,
+            grad_norm=update.grad_norm,
+            lr=self.settings.lr * factor,
+            tokens=group.tokens,
+            forward_passes=passes,
+            backward_passes=passes,
+            forward_tokens=group.tokens,
+            backward_tokens=group.tokens,
+            seconds=time.perf_counter() - start,
+            seq_len=group.seq_len,
+            skipped=update.skipped,
+            metrics=metrics,
+            sources=group.sources,
+            layer_gradients=self.gradients.last if looking and not update.skipped else {},
+        )
+
+    def rehearse(self, source: Source) -> None:
+        """Forward and backward of every shape to come, without a step: compile and memory errors come before step 1."""
+        group = source.rehearse()
+        if group is not None:
+            self._with_less_memory(lambda: self._gradients(group), group)
+            self.strategy.discard()
+
+    def _gradients(self, group: Group) -> tuple[float, dict[str, float], int]:
+        """Accumulate the gradients of a group; returns global loss, metrics and the number of passes.
+
+        The one place where sums become means: each term is divided by its count over all micro-batches and ranks.
+        """
+        batches = [self._to_device(batch) for batch in group.split(self.split)]
+        local = [self.objective.counts(batch) for batch in batches]
+        names = list(local[0])
+        counts = self.strategy.all_sum(torch.stack([sum_of(c[name] for c in local) for name in names]).double())
+        if not counts.any():
+            raise ScaleError(f"a batch has nothing to learn: {', '.join(names)} count 0 (are all labels masked?)")
+        denominators = dict(zip(names, counts.clamp(min=1), strict=True))
+        total = torch.zeros((), dtype=torch.float64, device=counts.device)
+        metrics: dict[str, Tensor] = {}
+        for i, batch in enumerate(batches):
+            with self.strategy.accumulate(last=i == len(batches) - 1):
+                out: Loss = self.root(batch)
+                loss = sum_of(
+                    t.weight * t.total / denominators[name].to(t.total.dtype) for name, t in out.terms.items()
+                )
+                self.strategy.backward(loss)
+            total += loss.detach()
+            for name, term in out.metrics.items():
+                pair = torch.stack([term.total.detach().double(), term.count.double()])
+                metrics[name] = metrics.get(name, torch.zeros_like(pair)) + pair
+        return self._agree(total, metrics, len(batches))
+
+    def _agree(self, total: Tensor, metrics: dict[str, Tensor], passes: int) -> tuple[float, dict[str, float], int]:
+        """Loss and metrics over all ranks, in one exchange and one device synchronisation."""
+        values = self.strategy.all_sum(torch.cat([total.view(1), *metrics.values()])).tolist()
+        means = {name: values[1 + 2 * i] / max(values[2 + 2 * i], 1.0) for i, name in enumerate(metrics)}
+        return values[0], means, passes
+
+    def _with_less_memory(self, run: Callable[[], Any], group: Group) -> Any:
+        """Run; when memory does not suffice, halve the micro-batch (the global batch stays) and run again."""
+        while True:
+            rng = _rng(self.strategy.device)
+            try:
+                return run()
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                rows = max(len(next(iter(b.values()))) for b in group.split(self.split))
+                if rows <= 1:
+                    raise ScaleError(
+                        "out of memory with a single row: lower data.seq_len, set compute.recompute=1 or take a smaller model"
+                    ) from None
+            self.strategy.discard()
+            if self.strategy.device.type == "cuda":
+                torch.cuda.empty_cache()
+            _set_rng(self.strategy.device, rng)
+            self.split *= 2
+            self.event(
+                f"out of memory with {rows} rows at once: micro-batch halved to {-(-rows // 2)}, same global batch"
+            )
+
+    def _to_device(self, batch: Batch) -> dict[str, Tensor]:
+        return {name: tensor.to(self.strategy.device, non_blocking=True) for name, tensor in batch.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps_done": self.steps_done, "split": self.split, "spikes": self.spikes.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps_done, self.split = state["steps_done"], state["split"]
+        self.spikes.load_state_dict(state["spikes"])
+
+
+def sum_of(tensors: Any) -> Tensor:
+    """Sum of an iterable of tensors (Python's `sum` starts with the int 0)."""
+    return torch.stack(list(tensors)).sum(0)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """CUDA raises its own class; a CPU allocator a RuntimeError that says so."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _rng(device: torch.device) -> list[Tensor]:
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def _set_rng(device: torch.device, states: list[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)

@@ -1,0 +1,144 @@
+"""A training run: parts in, run folder out. Works for any torch module, source and objective."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from scale.checkpoint.rng import load_rng_state, rng_state
+from scale.checkpoint.store import Checkpoints
+from scale.config.optim import OptimConfig, ScheduleConfig, SpikeConfig
+from scale.config.run import CheckpointConfig, EarlyStop, ProfileConfig
+from scale.errors import ScaleError
+from scale.monitor.recorder import RunRecorder
+from scale.monitor.run_folder import RunFolder
+from scale.objectives.root import Root
+from scale.parallel.single import Single
+from scale.protocols import Judge, Monitor, Objective, Source, Stateful, Strategy, Weights
+from scale.train.loop import Loop, LoopSettings, Outcome
+from scale.train.profile import StepProfiler
+from scale.train.step import BackwardStepper, StepSettings
+from scale.train.stop import StopSignal
+
+
+class Trainer:
+    """Trains `model` on what `source` draws, as `objective` says, into the run folder `folder`.
+
+    The same folder used again continues where its newest good checkpoint ended. The model is moved to the strategy's
+    device and wrapped; `trainer.model` is the module you gave. `judge` makes a judge from the wrapped module, `assets`
+    writes files that belong to the run into its `model/` folder. Lengths and intervals are in steps.
+
+    >>> trainer = Trainer(model, source, objective, folder="runs/mine", steps=1000)
+    >>> trainer.fit()
+    'completed'
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        source: Source,
+        objective: Objective,
+        *,
+        folder: str | Path,
+        steps: int,
+        optim: OptimConfig | None = None,
+        schedule: ScheduleConfig | None = None,
+        spike: SpikeConfig | None = None,
+        checkpoint: CheckpointConfig | None = None,
+        strategy: Strategy | None = None,
+        weights: Weights | None = None,
+        judge: Callable[[nn.Module], Judge] | None = None,
+        eval_every: int = 500,
+        early_stop: EarlyStop | None = None,
+        monitors: Sequence[Monitor] = (),
+        layer_gradients: int = 10,
+        profile: ProfileConfig | None = None,
+        facts: Mapping[str, Any] | None = None,
+        flops_per_token: float | None = None,
+        peak_flops: float | None = None,
+        config_text: str | None = None,
+        assets: Callable[[Path], None] | None = None,
+    ):
+        optim = optim or OptimConfig()
+        self.model, self.source, self.folder = model, source, RunFolder(Path(folder))
+        self.strategy = strategy or Single()
+        self.checkpoint = checkpoint or CheckpointConfig()
+        self.config_text, self.assets = config_text, assets
+        self.root = self.strategy.prepare(Root(model, objective), optim, weights)
+        self.recorder = RunRecorder(self.folder, monitors, dict(facts or {}), flops_per_token, peak_flops)
+        settings = StepSettings(
+            steps=steps,
+            lr=optim.lr,
+            schedule=schedule or ScheduleConfig(),
+            spike=spike or SpikeConfig(),
+            clip=optim.clip,
+            layer_gradients=layer_gradients,
+        )
+        self.stepper = BackwardStepper(self.root, objective, self.strategy, settings, self.recorder.event)
+        self.loop = Loop(
+            self.stepper,
+            source,
+            LoopSettings(
+                steps=steps,
+                eval_every=eval_every,
+                save_every=self.checkpoint.every,
+                patience=early_stop.patience if early_stop else None,
+                min_delta=early_stop.min_delta if early_stop else 0.0,
+            ),
+            self.recorder,
+            self._save,
+            judge(self.root) if judge else None,
+            StepProfiler(profile, self.folder.profile, self.strategy.device) if profile else None,
+        )
+
+    def fit(self) -> Outcome:
+        """Train to the end, or on from the newest good checkpoint. Raises ScaleError with one line if it cannot."""
+        with self.folder.lock(), StopSignal() as stop:
+            self.folder.begin(self.config_text, self.assets)
+            outcome: Outcome | None = None
+            error: BaseException | None = None
+            try:
+                self.checkpoints = Checkpoints(
+                    self.folder.checkpoints, self.checkpoint.keep_last, self.checkpoint.keep_best, self.recorder.event
+                )
+                self._resume()
+                self.recorder.start(self.loop.settings.steps, self.loop.done)
+                if self.loop.done < self.loop.settings.steps:
+                    self.stepper.rehearse(self.source)
+                outcome = self.loop.run(stop)
+                self.checkpoints.wait()
+                return outcome
+            except BaseException as raised:
+                error = raised
+                raise
+            finally:
+                self.recorder.close(outcome, error)
+
+    def parts(self) -> dict[str, Stateful]:
+        """Everything beside tensors and random generators that a checkpoint holds."""
+        return {"loop": self.loop, "stepper": self.stepper, "source": self.source, "metrics": self.recorder}
+
+    def _save(self, step: int, val_loss: float | None) -> None:
+        state = {name: part.state_dict() for name, part in self.parts().items()}
+        self.checkpoints.save(step, self.strategy.tensors(), {**state, "rng": rng_state()}, val_loss)
+
+    def _resume(self) -> None:
+        saved = self.checkpoints.latest_good()
+        if saved is None:
+            self.recorder.fresh()
+            return
+        tensors = self.strategy.blank(saved.shapes())
+        saved.read(tensors)
+        self.strategy.restore(tensors)
+        state = saved.state()
+        rng = state.pop("rng")
+        parts = self.parts()
+        if state.keys() != parts.keys():
+            raise ScaleError(f"{saved.path}: holds the state of {sorted(state)}, this run needs {sorted(parts)}")
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        self.recorder.resumed(saved.step, saved.path)
+        load_rng_state(rng)
