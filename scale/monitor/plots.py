@@ -1,0 +1,145 @@
+"""Pictures of one run, or of several on the same axes, from nothing but their metrics.jsonl."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, PercentFormatter
+
+from scale.errors import ScaleError, UsageError
+from scale.monitor.records import read_rows
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+"""Okabe and Ito's palette: told apart by colour-blind readers as well."""
+
+Run = Mapping[str, np.ndarray]
+"""Columns by name, NaN where a row has null; `step` is never null."""
+
+
+def plot_run(folder: str | Path | Sequence[str | Path], out: str | Path | None = None) -> list[Path]:
+    """Write loss.png, schedule.png (learning rate, gradient norm) and throughput.png; return their paths.
+
+    Works on finished, dead and running runs. Several folders are drawn on the same axes, as compare_*.png.
+    `out`: folder for the pictures (default: plots/ of the first run). Raises UsageError for a folder without metrics.
+    """
+    folders = [Path(folder)] if isinstance(folder, str | Path) else [Path(f) for f in folder]
+    names = _names(folders)
+    runs = {name: _columns(path) for name, path in zip(names, folders, strict=True)}
+    out = Path(out) if out is not None else folders[0] / "plots"
+    prefix = "compare_" if len(folders) > 1 else ""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        return [_draw(runs, draw, out / f"{prefix}{name}.png", panels) for name, (draw, panels) in _PICTURES.items()]
+    except OSError as error:
+        raise ScaleError(f"{out}: pictures cannot be written: {error.strerror}") from None
+
+
+def smooth(values: np.ndarray, window: int) -> np.ndarray:
+    """Centred moving average that leaves out NaN and narrows towards both ends, so that it does not lag or bend."""
+    known = np.isfinite(values)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(known, values, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(known)])
+    at = np.arange(len(values))
+    reach = np.minimum(np.minimum(at, len(values) - 1 - at), window // 2)
+    low, high = at - reach, at + reach + 1
+    total, count = sums[high] - sums[low], counts[high] - counts[low]
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _loss(axes: Sequence[Axes], run: Run, name: str, colour: str, alone: bool) -> None:
+    ax = axes[0]
+    _raw_and_smooth(ax, run["step"], run["loss"], "train" if alone else f"{name}, train", colour)
+    scored = np.isfinite(run["val_loss"])
+    if scored.any():
+        label, colour = ("held-out", COLOURS[1]) if alone else (f"{name}, held-out", colour)
+        style = {"marker": "o", "markersize": 4, "markeredgecolor": "white", "markeredgewidth": 0.6, "zorder": 3}
+        line = {"linewidth": 1, "linestyle": "--", "color": colour, "label": label}
+        ax.plot(run["step"][scored], run["val_loss"][scored], **style, **line)
+    ax.set_ylabel("loss (nats per token)")
+
+
+def _schedule(axes: Sequence[Axes], run: Run, name: str, colour: str, alone: bool) -> None:
+    axes[0].plot(run["step"], run["learning_rate"], color=colour, label=name)
+    axes[0].set_ylabel("learning rate")
+    axes[0].set_ylim(bottom=0)
+    axes[0].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
+    _raw_and_smooth(axes[1], run["step"], run["gradient_norm"], name, colour)
+    axes[1].set_ylabel("gradient norm\n(before clipping)")
+    if (run["gradient_norm"] > 0).any():
+        axes[1].set_yscale("log")
+
+
+def _throughput(axes: Sequence[Axes], run: Run, name: str, colour: str, alone: bool) -> None:
+    _raw_and_smooth(axes[0], run["step"], run["tokens_per_second"], name, colour)
+    axes[0].set_ylabel("tokens per second")
+    axes[0].yaxis.set_major_formatter(EngFormatter(sep=""))
+    axes[0].set_ylim(bottom=0)
+    has_mfu = np.isfinite(run["mfu"]).any()
+    column, unit = ("mfu", "model FLOPs\nutilisation") if has_mfu else ("step_time_ms", "step time (ms)")
+    _raw_and_smooth(axes[1], run["step"], run[column], name, colour)
+    axes[1].set_ylabel(unit)
+    axes[1].set_ylim(bottom=0)
+    if has_mfu:
+        axes[1].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+
+
+def _raw_and_smooth(ax: Axes, step: np.ndarray, values: np.ndarray, label: str, colour: str) -> None:
+    window = max(1, len(values) // 40)
+    ax.plot(
+        step, values, color=colour, alpha=0.25 if window > 1 else 1, linewidth=0.8, label=None if window > 1 else label
+    )
+    if window > 1:
+        ax.plot(step, smooth(values, window), color=colour, linewidth=1.8, label=label)
+
+
+Painter = Callable[[Sequence[Axes], Run, str, str, bool], None]
+_PICTURES: Mapping[str, tuple[Painter, int]] = {
+    "loss": (_loss, 1),
+    "schedule": (_schedule, 2),
+    "throughput": (_throughput, 2),
+}
+
+
+def _draw(runs: Mapping[str, Run], paint: Painter, path: Path, panels: int) -> Path:
+    figure = Figure(figsize=(8, 2.2 + 2.4 * panels), dpi=150, layout="constrained")
+    axes = [figure.add_subplot(panels, 1, 1)]
+    axes += [figure.add_subplot(panels, 1, i + 1, sharex=axes[0]) for i in range(1, panels)]
+    for index, (name, run) in enumerate(runs.items()):
+        paint(axes, run, name, COLOURS[index % len(COLOURS)], len(runs) == 1)
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(alpha=0.25, linewidth=0.6)
+        ax.margins(x=0.01)
+    axes[-1].set_xlabel("step")
+    axes[-1].xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes[0].set_title(" and ".join(runs) if len(runs) < 4 else f"{len(runs)} runs", loc="left", fontsize=11)
+    if len(axes[0].get_legend_handles_labels()[1]) > 1:
+        axes[0].legend(frameon=False, fontsize=9)
+    figure.savefig(path)
+    return path
+
+
+def _columns(folder: Path) -> Run:
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        raise UsageError(f"{path}: there is no such file (give the folder of a run, such as runs/NAME)")
+    rows = read_rows(path)
+    if not rows:
+        raise UsageError(f"{path}: holds no steps yet (wait for the first one)")
+    names = ("step", "loss", "val_loss", "learning_rate", "gradient_norm", "tokens_per_second", "mfu", "step_time_ms")
+    return {name: np.array([_value(row, name) for row in rows], dtype=np.float64) for name in names}
+
+
+def _value(row: Mapping[str, Any], name: str) -> float:
+    return float("nan") if row.get(name) is None else row[name]
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Folder names; whole paths where two are alike."""
+    names = [path.resolve().name for path in folders]
+    return [name if names.count(name) == 1 else str(path) for name, path in zip(names, folders, strict=True)]

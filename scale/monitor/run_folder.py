@@ -1,0 +1,58 @@
+"""The folder of one run: where each file lies, who may write to it, and how names of new runs are made."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from scale.checkpoint.files import write_atomic as write_atomic
+from scale.errors import ScaleError, UsageError
+
+
+def new_name(name: str) -> str:
+    """`name` with the local date and time: NAME_YYYYmmdd_HHMMSS."""
+    return f"{name}_{datetime.now():%Y%m%d_%H%M%S}"
+
+
+class RunFolder:
+    """Paths of a run. Whoever writes there does so within `with folder.lock():`."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.run_state = self.path / "run_state.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.plots = self.path / "plots"
+        self.profile = self.path / "profile"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Make the folder and keep every other process out of it for the duration.
+
+        The lock is the operating system's: it ends with the process, however that ends. The file of the lock stays, as
+        deleting it would let two processes lock two different files.
+        Raises UsageError naming the process that has it, ScaleError if the folder cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = (self.path / ".lock").open("a+", encoding="ascii")
+        except OSError as error:
+            raise ScaleError(f"{self.path}: no run can be written here: {error.strerror}") from None
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                handle.seek(0)
+                owner = handle.read().strip() or "unknown"
+                raise UsageError(
+                    f"{self.path}: process {owner} is working in this run folder: stop it or choose another name"
+                ) from None
+            handle.truncate(0)
+            handle.write(str(os.getpid()))
+            handle.flush()
+            yield
