@@ -51,7 +51,14 @@ class StoreWriter:
             self._close(split)
         every = self.shards["train"] + self.shards["valid"]
         max_id = max((s.max_id for s in every), default=-1)
-        manifest = Manifest(version=FORMAT, dtype=self.dtype, max_id=max_id, **self.shards, **facts)
+        manifest = Manifest(
+            version=FORMAT,
+            dtype=self.dtype,
+            max_id=max_id,
+            train=self.shards["train"],
+            valid=self.shards["valid"],
+            **facts,
+        )
         (self.folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
         return manifest
 

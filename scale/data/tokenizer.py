@@ -33,8 +33,8 @@ def train(texts: Iterable[str], vocab_size: int, max_bytes: int = TRAINING_BYTES
     if not sample:
         raise UsageError(f"data.tokenizer.vocab_size = {vocab_size}: there is no text to train a tokenizer on")
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    bpe.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[END_OF_TEXT],
@@ -119,7 +119,10 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
 
 
 class Encoder:
-    """Text to ids, end-of-text behind each, on all cores. Text is only text: a special token spelled out in a document is not parsed as one."""
+    """Text to ids, end-of-text behind each, on all cores.
+
+    Text is only text: a special token spelled out in a document is not parsed as one.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast):
         self._tokenizer = _bare(tokenizer)
