@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, PercentFormatter
+from matplotlib.ticker import EngFormatter
 
 from scale.errors import ScaleError, UsageError
 from scale.monitor.records import read_rows
@@ -17,6 +17,8 @@ from scale.monitor.records import read_rows
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Okabe and Ito's palette: told apart by colour-blind readers as well."""
 
+POINTS = 500
+Average = Callable[[np.ndarray], Any]
 Run = Mapping[str, np.ndarray]
 """Columns by name, NaN where a row has null; `step` is never null."""
 
@@ -39,27 +41,31 @@ def plot_run(folder: str | Path | Sequence[str | Path], out: str | Path | None =
         raise ScaleError(f"{out}: pictures cannot be written: {error.strerror}") from None
 
 
-def smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """Centred moving average that leaves out NaN and narrows towards both ends, so that it does not lag or bend."""
-    known = np.isfinite(values)
-    sums = np.concatenate([[0.0], np.cumsum(np.where(known, values, 0.0))])
-    counts = np.concatenate([[0], np.cumsum(known)])
-    at = np.arange(len(values))
-    reach = np.minimum(np.minimum(at, len(values) - 1 - at), window // 2)
-    low, high = at - reach, at + reach + 1
-    total, count = sums[high] - sums[low], counts[high] - counts[low]
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+def smooth(values: np.ndarray, window: int, average: Average) -> tuple[np.ndarray, np.ndarray]:
+    """At most `POINTS` positions and the average of the values around each, NaN left out.
+
+    Centred, and narrower towards both ends, so that it neither lags nor bends a slope.
+    """
+    places = np.unique(np.linspace(0, len(values) - 1, POINTS).round().astype(int))
+    averages = np.full(len(places), np.nan)
+    for i, place in enumerate(places):
+        reach = min(place, len(values) - 1 - place, window // 2)
+        near = values[place - reach : place + reach + 1]
+        near = near[np.isfinite(near)]
+        if len(near):
+            averages[i] = average(near)
+    return places, averages
 
 
 def _loss(axes: Sequence[Axes], run: Run, name: str, colour: str, alone: bool) -> None:
     ax = axes[0]
-    _raw_and_smooth(ax, run["step"], run["loss"], "train" if alone else f"{name}, train", colour)
+    _raw_and_smooth(ax, run, "loss", "train" if alone else f"{name}, train", colour, np.mean)
     scored = np.isfinite(run["val_loss"])
     if scored.any():
         label, colour = ("held-out", COLOURS[1]) if alone else (f"{name}, held-out", colour)
-        style = {"marker": "o", "markersize": 4, "markeredgecolor": "white", "markeredgewidth": 0.6, "zorder": 3}
-        line = {"linewidth": 1, "linestyle": "--", "color": colour, "label": label}
-        ax.plot(run["step"][scored], run["val_loss"][scored], **style, **line)
+        ax.plot(
+            run["step"][scored], run["val_loss"][scored], "o--", color=colour, label=label, markersize=4, linewidth=1
+        )
     ax.set_ylabel("loss (nats per token)")
 
 
@@ -68,33 +74,32 @@ def _schedule(axes: Sequence[Axes], run: Run, name: str, colour: str, alone: boo
     axes[0].set_ylabel("learning rate")
     axes[0].set_ylim(bottom=0)
     axes[0].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
-    _raw_and_smooth(axes[1], run["step"], run["gradient_norm"], name, colour)
+    _raw_and_smooth(axes[1], run, "gradient_norm", name, colour, np.median)
     axes[1].set_ylabel("gradient norm\n(before clipping)")
     if (run["gradient_norm"] > 0).any():
         axes[1].set_yscale("log")
 
 
 def _throughput(axes: Sequence[Axes], run: Run, name: str, colour: str, alone: bool) -> None:
-    _raw_and_smooth(axes[0], run["step"], run["tokens_per_second"], name, colour)
     axes[0].set_ylabel("tokens per second")
     axes[0].yaxis.set_major_formatter(EngFormatter(sep=""))
-    axes[0].set_ylim(bottom=0)
-    has_mfu = np.isfinite(run["mfu"]).any()
-    column, unit = ("mfu", "model FLOPs\nutilisation") if has_mfu else ("step_time_ms", "step time (ms)")
-    _raw_and_smooth(axes[1], run["step"], run[column], name, colour)
-    axes[1].set_ylabel(unit)
-    axes[1].set_ylim(bottom=0)
-    if has_mfu:
-        axes[1].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    axes[1].set_ylabel("step time (ms)")
+    for ax, column in zip(axes, ("tokens_per_second", "step_time_ms"), strict=True):
+        _raw_and_smooth(ax, run, column, name, colour, np.median)
+        known = run[column][np.isfinite(run[column])]
+        if len(known):  # a step that compiles takes minutes and would press the rest flat: it may leave the picture
+            ax.set_ylim(0, max(ax.get_ylim()[1] if not ax.get_autoscaley_on() else 0, 1.3 * np.quantile(known, 0.98)))
 
 
-def _raw_and_smooth(ax: Axes, step: np.ndarray, values: np.ndarray, label: str, colour: str) -> None:
-    window = max(1, len(values) // 40)
-    ax.plot(
-        step, values, color=colour, alpha=0.25 if window > 1 else 1, linewidth=0.8, label=None if window > 1 else label
-    )
-    if window > 1:
-        ax.plot(step, smooth(values, window), color=colour, linewidth=1.8, label=label)
+def _raw_and_smooth(ax: Axes, run: Run, column: str, label: str, colour: str, average: Average) -> None:
+    step, values = run["step"], run[column]
+    window = len(values) // 40
+    if window < 2:
+        ax.plot(step, values, color=colour, label=label)
+        return
+    ax.plot(step, values, color=colour, alpha=0.25, linewidth=0.8)
+    places, averages = smooth(values, window, average)
+    ax.plot(step[places], averages, color=colour, linewidth=1.8, label=label)
 
 
 Painter = Callable[[Sequence[Axes], Run, str, str, bool], None]
@@ -131,7 +136,7 @@ def _columns(folder: Path) -> Run:
     rows = read_rows(path)
     if not rows:
         raise UsageError(f"{path}: holds no steps yet (wait for the first one)")
-    names = ("step", "loss", "val_loss", "learning_rate", "gradient_norm", "tokens_per_second", "mfu", "step_time_ms")
+    names = ("step", "loss", "val_loss", "learning_rate", "gradient_norm", "tokens_per_second", "step_time_ms")
     return {name: np.array([_value(row, name) for row in rows], dtype=np.float64) for name in names}
 
 

@@ -29,6 +29,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.plots = self.path / "plots"
         self.profile = self.path / "profile"
+        self.model = self.path / "model"
 
     @contextmanager
     def lock(self) -> Iterator[None]:

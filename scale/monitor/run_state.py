@@ -39,7 +39,7 @@ class Transition:
 
 @dataclass
 class Event:
-    """Something that a reader of the run should know: resume, out_of_memory, damaged_checkpoint, skipped_step..."""
+    """Something that a reader of the run should know. `kind`: resume, out_of_memory, checkpoint, skipped_step, stop..."""
 
     step: int
     kind: str
