@@ -12,9 +12,10 @@ from scale.checkpoint.rng import load_rng_state, rng_state
 from scale.checkpoint.store import Checkpoints
 from scale.config.optim import OptimConfig, ScheduleConfig, SpikeConfig
 from scale.config.run import CheckpointConfig, EarlyStop, ProfileConfig
+from scale.data.files import new_folder
 from scale.errors import ScaleError
 from scale.monitor.recorder import RunRecorder
-from scale.monitor.run_folder import RunFolder
+from scale.monitor.run_folder import RunFolder, write_atomic
 from scale.objectives.root import Root
 from scale.parallel.single import Single
 from scale.protocols import Judge, Monitor, Objective, Source, Stateful, Strategy, Weights
@@ -97,12 +98,12 @@ class Trainer:
     def fit(self) -> Outcome:
         """Train to the end, or on from the newest good checkpoint. Raises ScaleError with one line if it cannot."""
         with self.folder.lock(), StopSignal() as stop:
-            self.folder.begin(self.config_text, self.assets)
+            self._begin()
             outcome: Outcome | None = None
             error: BaseException | None = None
             try:
                 self.checkpoints = Checkpoints(
-                    self.folder.checkpoints, self.checkpoint.keep_last, self.checkpoint.keep_best, self.recorder.event
+                    self.folder.checkpoints, self.checkpoint.keep_last, self.checkpoint.keep_best, self._checkpoint_event
                 )
                 self._resume()
                 self.recorder.start(self.loop.settings.steps, self.loop.done)
@@ -120,6 +121,18 @@ class Trainer:
     def parts(self) -> dict[str, Stateful]:
         """Everything beside tensors and random generators that a checkpoint holds."""
         return {"loop": self.loop, "stepper": self.stepper, "source": self.source, "metrics": self.recorder}
+
+    def _begin(self) -> None:
+        """Config and assets into the run folder; each is complete or absent, whenever the process dies."""
+        if self.config_text is not None:
+            write_atomic(self.folder.config, self.config_text)
+        if self.assets is not None and not self.folder.model.exists():
+            with new_folder(self.folder.model) as folder:
+                self.assets(folder)
+        self.recorder.open(self.config_text)
+
+    def _checkpoint_event(self, text: str) -> None:
+        self.recorder.event("checkpoint", text)
 
     def _save(self, step: int, val_loss: float | None) -> None:
         state = {name: part.state_dict() for name, part in self.parts().items()}

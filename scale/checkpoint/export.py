@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
-from scale.errors import ScaleError, UsageError
+from scale.data.files import new_folder
+from scale.errors import UsageError
 
 
 def export(model: Any, tokenizer: Any | None, out: Path, merge: bool = False) -> Path:
@@ -16,21 +16,11 @@ def export(model: Any, tokenizer: Any | None, out: Path, merge: bool = False) ->
         model = model.merge_and_unload()
     elif merge:
         raise UsageError("--merge: this run has no adapter to merge")
-    aside = out.with_name(f".tmp-{out.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.parent.mkdir(parents=True, exist_ok=True)
+    with new_folder(out) as aside:
         if tokenizer is not None:
             _name_special_tokens(model, tokenizer)
             tokenizer.save_pretrained(aside)
-        model.save_pretrained(aside, safe_serialization=True)
-        aside.replace(out)
-    except OSError as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise ScaleError(f"{out}: export failed: {error.strerror or error}") from None
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+        model.save_pretrained(aside)
     return out
 
 

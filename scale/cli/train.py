@@ -55,12 +55,11 @@ def _train(args: argparse.Namespace) -> int:
 
         config = config.model_copy(update={"name": new_name(config.name)})
     from scale.build import build_trainer
+    from scale.monitor.progress import facts_table
 
     trainer = build_trainer(config, allow=[key for key in args.allow_change.split(",") if key])
+    facts_table(trainer.recorder.facts)
     if args.dry_run:
-        from scale.monitor.progress import facts_table
-
-        facts_table(trainer.recorder.facts)
         return EXIT_OK
     outcome = trainer.fit()
     print(f"{outcome}: step {trainer.loop.done} of {trainer.loop.settings.steps}, {trainer.folder.path}")

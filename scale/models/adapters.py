@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import torch
-from peft import LoraConfig as PeftLora
-from peft import get_peft_model
 from torch import nn
 
 from scale.config.model import LoraConfig
@@ -13,6 +11,9 @@ from scale.errors import UsageError
 
 def add_adapter(model: nn.Module, config: LoraConfig, seed: int) -> nn.Module:
     """Wrap the model with LoRA. Raises UsageError naming targets that match no linear module (peft would pass over them)."""
+    from peft import LoraConfig as PeftLora  # a slow import that most runs do not need
+    from peft import get_peft_model
+
     linear = {name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     missing = [t for t in config.targets if t not in linear]
     if missing:

@@ -96,11 +96,11 @@ def materialise(model: nn.Module, weights: Weights, device: torch.device) -> Non
 
 def _remake_rotary(module: nn.Module, device: torch.device) -> None:
     """Rotary frequencies are buffers outside the state dict: `to_empty` leaves garbage in them."""
-    if hasattr(module, "original_inv_freq") and hasattr(module, "config"):
-        fresh = type(module)(module.config, device=device)  # type: ignore[call-arg]
+    if "original_inv_freq" in module._buffers:
+        with torch.device(device):
+            fresh: nn.Module = type(module)(module.config)  # type: ignore[call-arg]
         for name, buffer in fresh.named_buffers():
-            setattr(module, name, buffer)
-        module.original_inv_freq = fresh.original_inv_freq
+            module.register_buffer(name, buffer, persistent=False)
 
 
 def set_recompute(model: nn.Module, every: int) -> int:

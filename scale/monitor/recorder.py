@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import resource
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from scale.errors import ScaleError
@@ -61,7 +62,7 @@ class RunRecorder:
         """Training goes on after `step`: later rows belong to the part that is done again."""
         self.metrics.cut(step)
         self.state.step = step
-        self.event(f"resumed from {checkpoint}")
+        self.event("resume", f"resumed from {checkpoint}")
 
     def start(self, steps: int, done: int) -> None:
         """Show the derived numbers and start the monitors. Raises UsageError if one cannot start."""
@@ -74,16 +75,13 @@ class RunRecorder:
 
     def step(self, report: StepReport, score: Score | None) -> None:
         if report.skipped is not None:
-            self.event(f"step {report.step} skipped: {report.skipped}")
+            self.event("skipped_step", f"step {report.step} skipped: {report.skipped}")
         self._write(self.metrics.row(report, score, self._extra(report)))
 
-    def event(self, text: str) -> None:
+    def event(self, kind: str, text: str) -> None:
         """Something a reader of the run should know; shown and kept in run_state.json."""
-        self.state.note(text)
-        for monitor in self.monitors:
-            monitor.event(text)
-        if not self.monitors:
-            print(text, flush=True)
+        self.state.note(kind, text)
+        print(text, flush=True)
 
     def close(self, outcome: str | None, error: BaseException | None) -> None:
         """Write the last state: completed, paused (to be continued), cancelled or failed."""
@@ -125,7 +123,8 @@ class RunRecorder:
 
 
 def memory_bytes() -> int:
-    """Peak memory of torch on the GPU, or what this process holds now on a CPU."""
+    """Peak so far: of torch's allocator on a GPU, of the resident process on a CPU."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
-    return int(psutil.Process().memory_info().rss)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from scale.protocols import Judge, Score, Source, StepReport, Stepper
+from scale.protocols import Judge, Score, Source, Stepper, StepReport
 from scale.train.profile import StepProfiler
 from scale.train.stop import StopSignal
 
@@ -21,7 +21,7 @@ class Recorder(Protocol):
 
     def score_before_training(self, score: Score) -> None: ...
 
-    def event(self, text: str) -> None: ...
+    def event(self, kind: str, text: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,10 @@ class Loop:
             if last or self.done % self.settings.save_every == 0:
                 self.save(self.done, score.loss if score else None)
             if stop.reason is not None and self.done < self.settings.steps:
-                self.record.event(f"{stop.reason}: stopping after step {self.done}")
+                self.record.event("stop", f"{stop.reason}: stopping after step {self.done}")
                 return "stopped"
             if gave_up:
-                self.record.event(f"no gain in {self.evaluations_without_gain} evaluations: stopping early")
+                self.record.event("early_stop", f"no gain in {self.evaluations_without_gain} evaluations: stopping early")
                 return "early stop"
         return "completed"
 
@@ -82,7 +82,7 @@ class Loop:
         self.source.observe(report)
         self.done = report.step
         if self.profiler is not None and (trace := self.profiler.after(report.step)):
-            self.record.event(f"profile written to {trace}")
+            self.record.event("profile", f"profile written to {trace}")
         due = report.step % self.settings.eval_every == 0 or report.step == self.settings.steps
         score = self.judge.score() if due and self.judge is not None else None
         self.record.step(report, score)

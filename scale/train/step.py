@@ -39,7 +39,7 @@ class BackwardStepper:
         objective: Objective,
         strategy: Strategy,
         settings: StepSettings,
-        event: Callable[[str], None] = print,
+        event: Callable[[str, str], None] = print,
     ):
         self.root, self.objective, self.strategy, self.settings, self.event = root, objective, strategy, settings, event
         self.spikes = SpikeFilter(settings.spike)
@@ -139,9 +139,8 @@ class BackwardStepper:
                 torch.cuda.empty_cache()
             _set_rng(self.strategy.device, rng)
             self.split *= 2
-            self.event(
-                f"out of memory with {rows} rows at once: micro-batch halved to {-(-rows // 2)}, same global batch"
-            )
+            text = f"out of memory with {rows} rows at once: now {-(-rows // 2)} rows, same global batch"
+            self.event("out_of_memory", text)
 
     def _to_device(self, batch: Batch) -> dict[str, Tensor]:
         return {name: tensor.to(self.strategy.device, non_blocking=True) for name, tensor in batch.items()}
