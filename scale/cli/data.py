@@ -199,7 +199,8 @@ def _print_table(title: str, content: Mapping[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title), title_justify="left", show_header=False)
+    _print_lines([title])
+    table = Table(show_header=False)
     for name, value in content.items():
         table.add_row(Text(name), Text(f"{value:,}" if isinstance(value, int) else str(value)))
     Console().print(table)

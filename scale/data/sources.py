@@ -23,7 +23,7 @@ from scale.data.columns import ColumnReader, RawDocument
 from scale.data.files import find_files, one_line
 from scale.errors import UsageError
 
-_NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib2to3", "ensurepip"}
+_NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
 
 def place_of(source: RawSource) -> str:
@@ -50,8 +50,10 @@ def _documents(source: RawSource) -> Iterator[RawDocument]:
     return (reader.read(row, where) for where, row in rows(source, reader))
 
 
-def rows(source: JsonlSource | ParquetSource | HuggingFaceSource, reader: ColumnReader) -> Iterator[tuple[str, Any]]:
-    """(place, row) of a source with columns; the columns that `reader` needs are checked where a schema is known."""
+def rows(
+    source: JsonlSource | ParquetSource | HuggingFaceSource, reader: ColumnReader | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, row) of a source with columns: those that `reader` needs where a schema is known, or all."""
     if isinstance(source, JsonlSource):
         return jsonl_rows(source.path)
     if isinstance(source, ParquetSource):
@@ -175,9 +177,9 @@ def parquet_rows(path: str, reader: ColumnReader | None = None) -> Iterator[tupl
             raise UsageError(f"{file}: not a readable Parquet file ({one_line(error)})") from None
 
 
-def _hugging_face_rows(source: HuggingFaceSource, reader: ColumnReader) -> Iterator[tuple[str, Any]]:
+def _hugging_face_rows(source: HuggingFaceSource, reader: ColumnReader | None) -> Iterator[tuple[str, dict[str, Any]]]:
     data = _load_hugging_face(source)
-    if data.column_names is not None:
+    if reader is not None and data.column_names is not None:
         reader.check(data.column_names, source.path)
         data = data.select_columns(reader.needed)
     try:
