@@ -21,9 +21,10 @@ def fsync(path: Path) -> None:
 def write_atomic(path: Path, text: str) -> None:
     """Replace `path` by `text` (UTF-8): at any instant, and after a power cut, it is wholly old or wholly new.
 
+    One writer per file: what a killed one left beside it, the next write overwrites.
     Raises ScaleError if it cannot be written (disk full, read-only folder).
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside = path.with_name(f".{path.name}.tmp")
     try:
         with aside.open("w", encoding="utf-8", newline="") as handle:
             handle.write(text)
