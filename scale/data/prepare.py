@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from scale.config.data import DataConfig, PackedSource, RawSource, Source, TokensSource
 from scale.data import tokenizer as tokenizers
+from scale.data.columns import RawDocument
 from scale.data.documents import FORMAT, Documents, Manifest, PackedRows, TokenStore
 from scale.data.files import cached_folder, new_folder
 from scale.data.ingest import write_store
@@ -70,9 +72,22 @@ def tokenize(
 
 def train_tokenizer(sources: list[RawSource], vocab_size: int, held_out: float) -> PreTrainedTokenizerFast:
     """A BPE over the training side of the sources. Raises UsageError if they hold no text."""
-    every = (document for source in sources for document in documents(source))
-    texts = (d.text for d in every if d.text is not None and not below(hash_of(d.content()), held_out))
-    return tokenizers.train(texts, vocab_size)
+    every = (document for source in sources for document in documents(source) if document.text is not None)
+    return tokenizers.train(_training_side(every, held_out), vocab_size)
+
+
+def _training_side(every: Iterable[RawDocument], held_out: float) -> Iterator[str]:
+    """Texts that are not held out; if the hash holds out all of them, the one with the highest hash, which stays."""
+    highest, last_resort = -1, None
+    for document in every:
+        hash_64 = hash_of(document.content())
+        if not below(hash_64, held_out):
+            yield str(document.text)
+            highest, last_resort = 1 << 64, None
+        elif hash_64 > highest:
+            highest, last_resort = hash_64, document.text
+    if last_resort is not None:
+        yield last_resort
 
 
 def _shared_tokenizer(config: DataConfig, progress: bool) -> PreTrainedTokenizerFast | None:
