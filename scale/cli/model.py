@@ -19,7 +19,7 @@ def add_commands(verbs: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     generate.add_argument("model", type=Path, help="run folder or exported folder")
-    generate.add_argument("--prompt", action="append", help="may be given several times; without it the model starts a document")
+    generate.add_argument("--prompt", action="append", help="may be given several times; default: start a document")
     generate.add_argument("--max-new-tokens", type=int, default=64)
     generate.add_argument("--temperature", type=float, default=0.8, help="0: greedy")
     generate.add_argument("--top-k", type=int, default=40)

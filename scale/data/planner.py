@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from scale.data.packing import Row, Span, best_fit, concat, rejoin
+from scale.errors import UsageError
 
 WINDOW_ROWS = 256
-"""Rows packed at a time (at least one step's worth). More rows fill better; the window is also the shuffle of rows."""
+"""Rows packed at a time (at least one step's worth, at most to the end of an epoch): more fill better. The rows of a
+window are shuffled."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Planner:
     """An endless stream of plans over several sources, mixed by weight in tokens.
 
     `lengths[i]` are the document lengths (tokens) of source i; `seq_len_of(n)` is the row length of the n-th group.
-    Each epoch visits the documents of a source in a new seeded order.
+    Each epoch visits the documents of a source once, in a new seeded order. Raises UsageError for a source in which no
+    document has two tokens.
     """
 
     def __init__(
@@ -46,6 +49,9 @@ class Planner:
         self.lengths, self.weights, self.seed = lengths, weights, seed
         self.tokens_per_step, self.seq_len_of = tokens_per_step, seq_len_of
         self.pack = {"best-fit": best_fit, "concat": concat}[packing]
+        if not all((n > 1).any() for n in lengths):
+            raise UsageError("data: a source has no document of two or more tokens, so there is nothing to predict")
+        self.positions = [int(np.maximum(n - 1, 0).sum()) for n in lengths]
         self.groups = 0
         self.windows = 0
         self.epoch = [0] * len(lengths)
@@ -75,23 +81,32 @@ class Planner:
 
     def _window(self, carried: list[Span], seq_len: int) -> list[Row]:
         spans, positions = list(carried), sum(s.length for s in carried)
-        while positions < max(self.tokens_per_step, WINDOW_ROWS * seq_len):
-            spans.append(self._next_document())
+        wanted = max(self.tokens_per_step, WINDOW_ROWS * seq_len)
+        while positions < wanted:
+            source = self._furthest_behind()
+            if spans and self._epoch_is_over(source) and self.positions[source] >= wanted / 16:
+                break  # or a document would come twice in one window; tiny sources have to
+            spans.append(self._next_document(source))
             positions += spans[-1].length
         rows = self.pack(spans, seq_len)
         rng = np.random.default_rng([self.seed, 1, self.windows])
         self.windows += 1
         return [rows[i] for i in rng.permutation(len(rows))]
 
-    def _next_document(self) -> Span:
-        """The next document of the source that is furthest behind its share."""
-        source = min(range(len(self.lengths)), key=lambda i: (self.taken[i] / self.weights[i], i))
+    def _furthest_behind(self) -> int:
+        """The source that has given least of its share so far."""
+        return min(range(len(self.lengths)), key=lambda i: (self.taken[i] / self.weights[i], i))
+
+    def _epoch_is_over(self, source: int) -> bool:
+        return self.cursor[source] == len(self.lengths[source])
+
+    def _next_document(self, source: int) -> Span:
         while True:
             order = self._order[source]
             if order is None:
                 rng = np.random.default_rng([self.seed, 0, source, self.epoch[source]])
                 self._order[source] = order = rng.permutation(len(self.lengths[source]))
-            if self.cursor[source] == len(order):
+            if self._epoch_is_over(source):
                 self.cursor[source], self._order[source] = 0, None
                 self.epoch[source] += 1
                 continue

@@ -12,7 +12,8 @@ from scale.protocols import Batch, Loss, Term
 class CausalLM:
     """Summed cross-entropy of `targets` (B, L; already shifted, -100 ignored) and its count of learned tokens.
 
-    The mask of packed documents follows from `position_ids`, which start at 0 in each document.
+    The mask of packed documents follows from `position_ids`, which start at 0 in each document (Hugging Face models
+    look at them only where there is neither a mask nor a cache).
     `per_document=True` also returns the loss sums of the packed documents, (B, S).
     """
 
