@@ -144,17 +144,17 @@ def jsonl_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def parse_object(raw: bytes, where: str) -> dict[str, Any]:
     """One line of JSONL, or UsageError."""
-    text = decode(raw, where)
+    text = decode(raw, where).strip()
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        cut = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated")
+        cut = error.pos >= len(text) or error.msg.startswith("Unterminated")
         what = "the JSON object is cut off" if cut else f"not JSON: {error.msg} at column {error.colno}"
-        raise UsageError(f"{where}: {what}: {text.strip()[:60]!r}") from None
+        raise UsageError(f"{where}: {what}: {text[:60]!r}") from None
     except (RecursionError, ValueError) as error:
         raise UsageError(f"{where}: not readable JSON: {one_line(error)}") from None
     if not isinstance(value, dict):
-        raise UsageError(f"{where}: expected a JSON object {{...}}, found {text.strip()[:40]!r}")
+        raise UsageError(f"{where}: expected a JSON object {{...}}, found {text[:40]!r}")
     return value
 
 

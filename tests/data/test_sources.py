@@ -114,6 +114,7 @@ BAD_LINES = {
     b'{"text": "a\xff"}': "a.jsonl:2: not UTF-8: byte 0xff at byte 11",
     b'{"text": "a\0"}': "a.jsonl:2: binary data (a NUL byte at byte 11",
     b'{"text": "abc': "a.jsonl:2: the JSON object is cut off",
+    b'{"text": "abc\\r': "a.jsonl:2: the JSON object is cut off",
     b'{"text": ': "a.jsonl:2: the JSON object is cut off",
     b'{"text": abc}': "a.jsonl:2: not JSON: Expecting value at column 10",
     b"[1, 2]": "a.jsonl:2: expected a JSON object {...}, found '[1, 2]'",
