@@ -106,6 +106,8 @@ def test_a_save_is_a_snapshot_and_one_at_a_time(tmp_path: Path, monkeypatch: pyt
     assert store.saved() == []
     second = threading.Thread(target=store.save, args=(2, tensors(2), {}, None))
     second.start()
+    second.join(0.3)
+    assert second.is_alive() and most == [1]  # the second waits for the first
     go.set()
     second.join(30)
     store.wait()
@@ -185,6 +187,13 @@ def test_rotation_keeps_the_last_and_the_best(
         assert steps(store)[-1] == step
     assert steps(store) == kept
     assert {p.name for p in tmp_path.iterdir()} == {f"step_{step:08d}" for step in kept}
+
+
+def test_what_was_just_written_stays_even_beside_a_later_step(tmp_path: Path) -> None:
+    store = Checkpoints(tmp_path, 1, 0)
+    save(store, 5)
+    save(store, 2)
+    assert steps(store) == [2, 5]
 
 
 def test_every_byte_is_forced_to_disk_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
