@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fractions
 import re
 from typing import Annotated, Any
 
@@ -19,12 +20,14 @@ class Strict(BaseModel):
 
 
 def _parse_count(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("expected a whole number, not true or false")
     if isinstance(value, str):
-        match = re.fullmatch(r"\s*(\d[\d_]*(?:\.\d+)?)\s*([kKmMbBtT]?)\s*", value)
+        match = re.fullmatch(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*([kKmMbBtT]?)\s*", value)
         if match is None:
             raise ValueError("expected a whole number such as 65536, 64k, 1.5M or 300B")
-        number = float(match[1].replace("_", "")) * _SUFFIX.get(match[2].lower(), 1)
-        if number != int(number):
+        number = fractions.Fraction(match[1].replace("_", "")) * _SUFFIX.get(match[2].lower(), 1)
+        if number.denominator != 1:
             raise ValueError("is not a whole number")
         return int(number)
     return value

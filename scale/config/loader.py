@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import os
+import re
 import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from scale.config.run import SCHEMA, PretrainRun
-from scale.config.yamlfile import Path_, parse_value, read_yaml
+from scale.config.yamlfile import BadYaml, Path_, parse_value, read_yaml, write_yaml
 from scale.errors import UsageError
 
 Origins = dict[Path_, str]
@@ -33,13 +34,17 @@ def validate(content: dict[str, Any], origins: Origins, path: Path) -> PretrainR
     try:
         return SCHEMA.validate_python(content)
     except ValidationError as error:
-        lines = [_explain(e, content, origins, path) for e in error.errors(include_url=False)]
-        raise UsageError("\n".join(dict.fromkeys(lines))) from None
+        problems: dict[str, list[str]] = {}
+        for e in error.errors(include_url=False):
+            place, message = _explain(e, content, origins, path)
+            problems.setdefault(place, []).append(message)  # a union such as `auto` or a number has one per member
+        lines = [f"{place}: {'; or '.join(dict.fromkeys(messages))}" for place, messages in problems.items()]
+        raise UsageError("\n".join(lines)) from None
 
 
 def to_yaml(config: BaseModel) -> str:
     """The resolved config, as written into the run folder."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return write_yaml(config.model_dump(mode="json"))
 
 
 def differences(old: BaseModel, new: BaseModel) -> dict[str, tuple[Any, Any]]:
@@ -64,8 +69,11 @@ def _read_layers(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], Or
     parent = content.pop("extends", None)
     if parent is None:
         return content, origins
+    where = origins.get(("extends",), path)
     if not isinstance(parent, str):
-        raise UsageError(f"{origins[('extends',)]}: extends = {parent!r}: expected the path of one YAML file")
+        raise UsageError(f"{where}: extends = {_shown(parent)}: expected the path of one YAML file")
+    if not os.path.isfile(path.parent / parent):  # noqa: PTH113  # unlike Path.is_file, False for every odd name
+        raise UsageError(f"{where}: extends = {_shown(parent)}: no such file (a path relative to this file's folder)")
     base, base_origins = _read_layers(path.parent / parent, (*seen, path.resolve()))
     return _merge(base, content, base_origins, origins, ()), base_origins
 
@@ -74,10 +82,10 @@ def _merge(base: Any, top: Any, base_origins: Origins, top_origins: Origins, at:
     """`top` over `base`: mappings merge, everything else replaces. A mapping of another `kind` replaces too."""
     if at in top_origins:
         base_origins[at] = top_origins[at]
-    same_kind = (
-        isinstance(base, dict) and isinstance(top, dict) and base.get("kind") == top.get("kind", base.get("kind"))
-    )
-    if not same_kind:
+    merge = isinstance(base, dict) and isinstance(top, dict) and not _other_kind(base, top)
+    if not merge:
+        for old in [k for k in base_origins if k[: len(at)] == at]:
+            del base_origins[old]
         base_origins.update({k: v for k, v in top_origins.items() if k[: len(at)] == at})
         return top
     merged = dict(base)
@@ -86,71 +94,99 @@ def _merge(base: Any, top: Any, base_origins: Origins, top_origins: Origins, at:
     return merged
 
 
+def _other_kind(base: dict[str, Any], top: dict[str, Any]) -> bool:
+    """Only where both say a kind: a base without one has left it open."""
+    return "kind" in base and "kind" in top and base["kind"] != top["kind"]
+
+
 def _apply_override(content: dict[str, Any], origins: Origins, override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UsageError(f"command line: {override!r}: expected key.sub=value, for example optim.lr=3e-4")
     try:
         value = parse_value(text)
-    except yaml.YAMLError:
-        raise UsageError(f"command line: {key} = {text!r}: not a YAML value") from None
-    at: Path_ = tuple(int(p) if p.isdigit() else p for p in key.split("."))
+    except BadYaml as error:
+        raise UsageError(f"command line: {key} = {_shown(text)}: {error}") from None
+    at: Path_ = tuple(int(p) if re.fullmatch("[0-9]{1,9}", p) else p for p in key.split("."))
     here: Any = content
-    for depth, part in enumerate(at[:-1]):
-        if isinstance(here, list) and isinstance(part, int) and part < len(here):
-            here = here[part]
-        elif isinstance(here, dict):
-            if not isinstance(here.get(part), dict | list):
-                here[part] = {}
+    for depth, part in enumerate(at):
+        last = depth == len(at) - 1
+        if isinstance(here, list):
+            if not (isinstance(part, int) and part < len(here)):
+                parent = ".".join(map(str, at[:depth]))
+                raise UsageError(f"command line: {key}: {parent} has {len(here)} entries, counted from 0")
+        elif not last and not isinstance(here.get(part), dict | list):
+            here[part] = {}
+        if last:
+            here[part] = value
+        elif isinstance(here[part], dict | list):
             here = here[part]
         else:
-            raise UsageError(f"command line: {key}: {'.'.join(map(str, at[: depth + 1]))} does not exist")
-    last = at[-1]
-    if isinstance(here, list) and not (isinstance(last, int) and last < len(here)):
-        raise UsageError(f"command line: {key}: the list has {len(here)} entries, counted from 0")
-    here[last] = value
+            shown = ".".join(map(str, at[: depth + 1]))
+            raise UsageError(f"command line: {key}: {shown} = {_shown(here[part])} holds no keys")
     for old in [k for k in origins if k[: len(at)] == at]:
         del origins[old]
     origins[at] = "command line"
 
 
-def _explain(error: Any, content: dict[str, Any], origins: Origins, path: Path) -> str:
-    at = _real_path(error["loc"], content)
-    where = next((origins[at[:n]] for n in range(len(at), 0, -1) if at[:n] in origins), str(path))
-    key = ".".join(map(str, at)) or "(root)"
-    value, found = _lookup(content, at)
-    shown = f" = {value!r}" if found and at and not isinstance(value, dict | list) else ""
+_PLAIN = {
+    "missing": "is required",
+    "model_type": "expected a mapping of keys",
+    "model_attributes_type": "expected a mapping of keys",
+    "dict_type": "expected a mapping of keys",
+    "list_type": "expected a list",
+    "tuple_type": "expected a list",
+    "string_type": "expected text (a number or true/false as text needs quotes)",
+}
+
+
+def _explain(error: Any, content: dict[str, Any], origins: Origins, path: Path) -> tuple[str, str]:
+    """Where and which value, and what is wrong with it."""
     kind, message = error["type"], error["msg"]
+    at = _real_path(error["loc"], kind, content)
+    where = next((origins[at[:n]] for n in range(len(at), 0, -1) if at[:n] in origins), str(path))
+    key = ".".join(str(part) if str(part).isprintable() else repr(part) for part in at)
+    value, found = _lookup(content, at)
+    shown = f" = {_shown(value)}" if found and at and not isinstance(value, dict | list) else ""
     if kind == "extra_forbidden":
         message = "unknown key" + _nearest(at, content)
-    elif kind == "missing":
-        message = "is required"
     elif kind == "union_tag_not_found":
-        message = f"needs `kind` (one of {error['ctx']['discriminator'] and _tags(at)})"
+        message = f"needs `kind` (one of {_tags(at)})"
     elif kind == "union_tag_invalid":
-        key, shown = f"{key}.kind", f" = {error['ctx']['tag']!r}"
-        message = f"unknown kind; expected one of {error['ctx']['expected_tags']}"
+        key, shown = f"{key}.kind", f" = {_shown(error['ctx']['tag'])}"
+        tag, tags = error["ctx"]["tag"], error["ctx"]["expected_tags"]
+        message = f"unknown kind; expected one of {tags}{_close(tag, tags)}"
     elif kind == "literal_error":
         message = f"expected {error['ctx']['expected']}{_close(str(value), error['ctx']['expected'])}"
     else:
-        message = message.removeprefix("Value error, ").removeprefix("Input ")
-    return f"{where}: {key}{shown}: {message}" if at else f"{where}: {message}"
+        message = _PLAIN.get(kind, message.removeprefix("Value error, ").removeprefix("Input "))
+    return (f"{where}: {key}{shown}" if at else where), message
 
 
-def _real_path(loc: tuple[Any, ...], content: Any) -> Path_:
+def _shown(value: Any) -> str:
+    """A value as part of one line."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _real_path(loc: tuple[Any, ...], kind: str, content: Any) -> Path_:
     """Pydantic's location without the names of union members, which are not keys in the file."""
     at: list[str | int] = []
-    here = content
+    here, tagged = content, False
     for i, part in enumerate(loc):
-        if isinstance(here, dict) and part not in here and i < len(loc) - 1:
-            continue  # the tag of a union member
-        if not isinstance(here, dict | list):
-            break  # the branch of a union of scalars, such as "int"
+        last = i == len(loc) - 1
+        names_a_key = last and kind in ("missing", "extra_forbidden")
+        if (
+            isinstance(here, dict)
+            and not names_a_key
+            and (part not in here or (here.get("kind") == part and not tagged))
+        ):
+            tagged = True  # the member of a union: of mappings by its kind, of scalars such as "int"
+            continue
+        if not isinstance(here, dict | list) or (isinstance(here, list) and not isinstance(part, int)):
+            break  # the member of a union of scalars
         at.append(part)
-        try:
-            here = here[part]
-        except (KeyError, IndexError, TypeError):
-            here = None
+        here, tagged = _lookup(here, (part,))[0], False
     return tuple(at)
 
 

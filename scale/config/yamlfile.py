@@ -1,4 +1,4 @@
-"""Safe YAML with two mends: `3e-4` is a number, and every value remembers its line. Duplicate keys are errors."""
+"""Safe YAML with the field's habits: `3e-4` is a number, `off` a word, every value knows its line, no key comes twice."""
 
 from __future__ import annotations
 
@@ -12,20 +12,49 @@ from scale.errors import UsageError
 
 Path_ = tuple[str | int, ...]
 
+MAX_DEPTH = 50
+MAX_VALUES = 100_000
+"""Aliases can make a small file expand without end; no config is near these."""
+
+
+class BadYaml(Exception):
+    """What is wrong with a text, and on which line (from 1)."""
+
+    def __init__(self, problem: str, line: int = 1):
+        super().__init__(problem)
+        self.line = line
+
 
 class _Loader(yaml.SafeLoader):
-    pass
+    """YAML 1.1 without its dates and without yes/no/on/off as booleans: `compile: off` means the word."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, regexp) for tag, regexp in pairs if not tag.endswith((":timestamp", ":bool"))]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    yaml_constructors = {
+        tag: make
+        for tag, make in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.rsplit(":", 1)[-1] in ("null", "bool", "int", "float", "str", "seq", "map")
+    }
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what either our loader or a plain YAML 1.1 loader would not read as text."""
 
 
 # YAML 1.1 reads 3e-4 as a string (it wants 3.0e-4); every learning rate in the field is written without the dot.
+_NUMBER = re.compile(r"^[-+]?(?:\d[\d_]*)(?:\.[\d_]*)?[eE][-+]?\d+$")
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+0123456789"))
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d[\d_]*)(?:\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
+    "tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
 
 
 def parse_value(text: str) -> Any:
-    """One YAML value as given on a command line."""
-    return yaml.load(text, Loader=_Loader)
+    """One YAML value as given on a command line. Raises BadYaml."""
+    return _parse(text)[0]
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Path_, int]]:
@@ -36,34 +65,67 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Path_, int]]:
         raise UsageError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-    lines: dict[Path_, int] = {}
     try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        _mark(node, (), lines, path)
-        content = loader.construct_document(node) if node is not None else {}
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UsageError(f"{path}:{line}: not valid YAML ({error.problem})") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from None
+        content, lines = _parse(text)
+    except BadYaml as error:
+        raise UsageError(f"{path}:{error.line}: {error}") from None
+    content = {} if content is None else content
     if not isinstance(content, dict):
         raise UsageError(f"{path}: expected a mapping of keys, found {type(content).__name__}")
     return content, lines
 
 
-def _mark(node: yaml.Node | None, at: Path_, lines: dict[Path_, int], path: Path) -> None:
-    if node is None:
-        return
-    lines.setdefault(at, node.start_mark.line + 1)
+def write_yaml(content: Any) -> str:
+    """Text that `read_yaml` turns into the same content."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def _parse(text: str) -> tuple[Any, dict[Path_, int]]:
+    lines: dict[Path_, int] = {}
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None, lines
+        _mark(node, (), lines)
+        return _unshared(loader.construct_document(node)), lines
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise BadYaml(f"not valid YAML ({error.problem})", line) from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise BadYaml(f"not valid YAML ({str(error).splitlines()[0]})") from None
+    except RecursionError:
+        raise BadYaml("nested too deeply") from None
+
+
+def _mark(node: yaml.Node, at: Path_, lines: dict[Path_, int]) -> None:
+    """Note the line of every path below a node."""
+    line = node.start_mark.line + 1
+    if len(at) > MAX_DEPTH:
+        raise BadYaml("nested too deeply", line)
+    if len(lines) > MAX_VALUES:
+        raise BadYaml(f"more than {MAX_VALUES:,} values", line)
+    lines.setdefault(at, line)
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise BadYaml("a key must be a word", line)
             if key.value in seen:
-                raise UsageError(f"{path}:{key.start_mark.line + 1}: {key.value} is given twice")
+                raise BadYaml(f"{key.value} is given twice", line)
             seen.add(key.value)
-            lines[(*at, key.value)] = key.start_mark.line + 1
-            _mark(value, (*at, key.value), lines, path)
+            lines[(*at, key.value)] = line
+            _mark(value, (*at, key.value), lines)
     elif isinstance(node, yaml.SequenceNode):
         for i, value in enumerate(node.value):
-            _mark(value, (*at, i), lines, path)
+            _mark(value, (*at, i), lines)
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which aliases are values of their own, so that overriding one leaves the others alone."""
+    if isinstance(value, dict):
+        return {key: _unshared(sub) for key, sub in value.items()}
+    if isinstance(value, list):
+        return [_unshared(sub) for sub in value]
+    return value
