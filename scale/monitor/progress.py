@@ -57,10 +57,6 @@ class Progress:
             self._last_line = now
             self._print(self._shown)
 
-    def event(self, text: str) -> None:
-        """Print a line, above the bar where there is one."""
-        self._print(text)
-
     def finish(self, status: str) -> None:
         if self._bar is not None:
             self._bar.stop()

@@ -35,11 +35,6 @@ class Guarded:
     def log(self, row: Mapping[str, Any]) -> None:
         self._run(lambda: self.monitor.log(row))
 
-    def event(self, text: str) -> None:
-        """Pass on to monitors that show events (Progress does)."""
-        if show := getattr(self.monitor, "event", None):
-            self._run(lambda: show(text))
-
     def finish(self, status: str) -> None:
         self._run(lambda: self.monitor.finish(status))
 

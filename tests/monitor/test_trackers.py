@@ -47,7 +47,6 @@ def drive(guarded: Guarded) -> None:
     guarded.start({})
     for step in range(1, 6):
         guarded.log(row(step))
-    guarded.event("hello")
     guarded.finish("completed")
 
 
