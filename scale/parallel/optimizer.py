@@ -9,7 +9,7 @@ import torch
 from torch import Size, Tensor, nn
 
 from scale.config.optim import OptimConfig
-from scale.errors import MissingExtra, ScaleError
+from scale.errors import MissingExtra, ScaleError, UsageError
 
 _EIGHT_BIT = {"exp_avg": "1", "exp_avg_sq": "2"}
 """Suffix of bitsandbytes' state1/absmax1/qmap1 and state2/... for each moment."""
@@ -43,7 +43,8 @@ class OptimizerSet:
             optimizer.zero_grad(set_to_none=True)
 
     def moments(self) -> dict[str, Tensor]:
-        """`NAME/MOMENT` -> fp32 tensor; 8-bit moments are dequantised, step counts are 0-dim tensors."""
+        """`NAME/MOMENT` -> fp32 tensor; step counts are 0-dim. 8-bit moments are dequantised and come with their scales,
+        so that they can be quantised again without loss."""
         out: dict[str, Tensor] = {}
         for optimizer in self.optimizers:
             for param, state in optimizer.state.items():
@@ -88,6 +89,8 @@ def _build(model: nn.Module, names: Mapping[Tensor, str], config: OptimConfig) -
     fused = device in ("cuda", "cpu")
     if config.kind == "muon":
         matrices = [p for p in decayed if p.ndim == 2 and p not in heads]
+        if not matrices:
+            raise UsageError("optim.kind = 'muon': the model has no matrix for it to train (use adamw)")
         rest = [p for p in decayed if p.ndim != 2 or p in heads]
         muon = torch.optim.Muon(
             matrices,
@@ -96,7 +99,8 @@ def _build(model: nn.Module, names: Mapping[Tensor, str], config: OptimConfig) -
             momentum=config.momentum,
             adjust_lr_fn="match_rms_adamw",  # one learning rate for both optimizers (arXiv 2502.16982)
         )
-        return [muon, torch.optim.AdamW(_groups(rest, plain, config), fused=fused, **common)]
+        others = _groups(rest, plain, config)
+        return [muon, *([torch.optim.AdamW(others, fused=fused, **common)] if others else [])]
     if config.kind == "adamw8bit":
         try:
             import bitsandbytes
@@ -118,9 +122,9 @@ def _canonical(state: Mapping[str, Any]) -> dict[str, Tensor]:
     for moment, i in _EIGHT_BIT.items():
         value = state[f"state{i}"]
         if value.dtype == torch.uint8:
-            from bitsandbytes.functional import dequantize_blockwise
-
-            value = dequantize_blockwise(value, absmax=state[f"absmax{i}"], code=state[f"qmap{i}"], blocksize=_BLOCK)
+            scale = state[f"absmax{i}"]
+            out[f"{moment}_scale"] = scale.clone()
+            value = state[f"qmap{i}"][value.long()] * _per_element(scale, value)
         out[moment] = value.detach().float()
     return out
 
@@ -128,18 +132,30 @@ def _canonical(state: Mapping[str, Any]) -> dict[str, Tensor]:
 def _set_state(optimizer: Any, group: dict[str, Any], param: Tensor, moments: dict[str, Tensor]) -> None:
     state = optimizer.state[param]
     if not hasattr(optimizer, "init_state"):  # a torch optimizer
-        state.update(moments)
+        state.update({key: value for key, value in moments.items() if not key.endswith("_scale")})
         return
     at = next((g, i) for g, grp in enumerate(optimizer.param_groups) for i, p in enumerate(grp["params"]) if p is param)
     optimizer.init_state(group, param, *at)  # bitsandbytes decides here which parameters are quantised
     state["step"] = int(moments["step"])
     for moment, i in _EIGHT_BIT.items():
-        target = state[f"state{i}"]
-        if target.dtype == torch.uint8:
-            from bitsandbytes.functional import quantize_blockwise
+        value, target = moments[moment], state[f"state{i}"]
+        if target.dtype != torch.uint8:
+            target.copy_(value)
+            continue
+        scale = moments.get(f"{moment}_scale")
+        if scale is None:  # moments of another optimizer
+            blocks = torch.nn.functional.pad(value.flatten(), (0, -value.numel() % _BLOCK)).view(-1, _BLOCK)
+            scale = blocks.abs().amax(1)
+        state[f"absmax{i}"].copy_(scale)
+        target.copy_(_nearest(state[f"qmap{i}"], value / _per_element(scale, value).clamp(min=1e-38)))
 
-            codes, scales = quantize_blockwise(moments[moment], code=state[f"qmap{i}"], blocksize=_BLOCK)
-            target.copy_(codes)
-            state[f"absmax{i}"].copy_(scales.absmax)
-        else:
-            target.copy_(moments[moment])
+
+def _per_element(scale: Tensor, like: Tensor) -> Tensor:
+    """One scale per block of the flattened parameter -> one per element."""
+    return scale.repeat_interleave(_BLOCK)[: like.numel()].view_as(like)
+
+
+def _nearest(code: Tensor, value: Tensor) -> Tensor:
+    """Index of the nearest entry of the sorted table. Exact for values that came out of the table, unlike quantising
+    anew: a table that reaches +1 but not -1 finds another scale for a block whose largest value is negative."""
+    return torch.bucketize(value, (code[1:] + code[:-1]) / 2).to(torch.uint8)
