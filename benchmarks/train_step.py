@@ -1,0 +1,169 @@
+"""Tokens per second of whole optimizer steps: this project's loop, Hugging Face Trainer and a bare PyTorch loop.
+
+    python -m benchmarks.train_step                                   # the demo model on this machine
+    python -m benchmarks.train_step --tokens 2048 8192 --rounds 9     # two batch sizes
+    python -m benchmarks.train_step --quick --out /tmp/bench          # half a minute: does it run?
+
+All providers train the same architecture from the same weights with the same AdamW, schedule, clipping and precision
+on the same packed batches. What the clock sees runs from the start of one step to the start of a later one, so
+everything a loop does between steps is inside; set-up, warm-up steps, evaluation and checkpoints are outside. The
+device is synchronised at both ends of that stretch only.
+
+    bare          forward, loss, backward, clip, AdamW, schedule, zero_grad; batches from a list; reads no loss
+    huggingface   transformers.Trainer with logging, evaluation and saving off; batches from a list by its DataLoader
+    scale         Trainer.fit with metrics.jsonl, run_state.json, spike filter and layer gradients; batches from a list
+    scale_stream  the same, with batches packed on the fly by the run's own source, as `scale train` does
+
+First all must give the same losses (relative 1e-5 in fp32) on the same batches; otherwise no speed is reported. Each
+round runs every provider once, from the start, in turning order; ratios are taken within rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+import tempfile
+from collections import deque
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks.common import RESULTS, bar_plot, line_plot, print_table, summarise, this_machine, write_csv
+from benchmarks.loops import PROVIDERS, Run, Work, prepare_work, with_steps
+from scale.api import load_config
+from scale.errors import ScaleError
+
+GATE_STEPS = 4
+FP32, BF16 = 1e-5, 2e-2
+"""Largest relative difference of losses: rounding of another order of sums in fp32, of bf16 activations."""
+ALWAYS = (
+    "optim.kind=adamw",
+    "data.held_out.fraction=0",
+    "eval.every=1000000",
+    "checkpoint.every=1000000",
+    "monitor.progress=false",
+    "compute.compile=off",
+    "compute.recompute=off",
+)
+"""What makes the loops comparable; --set cannot change it."""
+SPOILABLE = ["bare", "huggingface", "scale"]
+"""scale_stream draws its own batches."""
+QUICK = (
+    "model.overrides={hidden_size: 64, intermediate_size: 128, num_hidden_layers: 2, num_attention_heads: 2, "
+    "num_key_value_heads: 1, vocab_size: 512}",
+    "data.tokenizer.vocab_size=512",
+    "data.seq_len=64",
+    "batch.micro=4",
+)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.train_step",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", default="configs/demo.yaml", help="run config (default: %(default)s)")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="change the config, as in `scale train`"
+    )
+    parser.add_argument("--tokens", nargs="+", type=int, help="tokens per step to sweep (default: the config's)")
+    parser.add_argument("--steps", type=int, default=10, help="steps on the clock in each round (default: %(default)s)")
+    parser.add_argument("--warm-up", type=int, default=2, help="steps before the clock starts (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds (default: %(default)s)")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--providers", nargs="+", choices=list(PROVIDERS), default=list(PROVIDERS), help="besides bare")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of train_step.csv and .png")
+    parser.add_argument("--quick", action="store_true", help="a very small model and few steps; give --out as well")
+    parser.add_argument("--spoil", choices=SPOILABLE, help="give one provider other batches: the gate must fail")
+    args = parser.parse_args(arguments)
+    args.providers = ["bare", *(name for name in args.providers if name != "bare")]
+    if args.quick:
+        args.steps, args.rounds, args.tokens = 3, 2, args.tokens or [512]
+        if args.out == RESULTS:
+            parser.error("--quick measures nothing worth keeping: give --out FOLDER")
+    return args
+
+
+def differences(runs: dict[str, Run], steps: int) -> dict[str, float]:
+    """Largest relative difference of each provider's first losses from the bare loop's."""
+    right = runs["bare"].losses[:steps]
+    return {
+        name: max(abs(a - b) / abs(b) for a, b in zip(run.losses[:steps], right, strict=True))
+        for name, run in runs.items()
+    }
+
+
+def check_same_losses(runs: dict[str, Run], tolerance: float, steps: int = GATE_STEPS) -> dict[str, float]:
+    """The differences, if all are within `tolerance`. Raises ScaleError naming the provider that trains otherwise."""
+    found = differences(runs, steps)
+    for name, difference in found.items():
+        if not difference <= tolerance:  # also NaN
+            ours = ", ".join(f"{loss:.6f}" for loss in runs[name].losses[:steps])
+            right = ", ".join(f"{loss:.6f}" for loss in runs["bare"].losses[:steps])
+            raise ScaleError(
+                f"{name}: its losses {ours} differ from the bare loop's {right} by {difference:.2g} "
+                f"(allowed: {tolerance:g}): it trains something else, so its speed means nothing"
+            )
+    return found
+
+
+def run_all(work: Work, names: list[str], spoil: str | None, first: int = 0) -> dict[str, Run]:
+    """Every provider once, beginning with the one at `first`."""
+    order = deque(names)
+    order.rotate(-first)
+    runs = {}
+    for name in order:
+        gc.collect()
+        with tempfile.TemporaryDirectory(prefix="scale-bench-") as folder:
+            runs[name] = PROVIDERS[name](work.spoiled() if name == spoil else work, Path(folder))
+    return {name: runs[name] for name in names}
+
+
+def measure(args: argparse.Namespace, tokens: int | None, say: Console) -> tuple[Work, dict[str, list[float]]]:
+    """Tokens per second of every provider in every round, after the gate."""
+    changes = [*(QUICK if args.quick else ()), *args.set, *ALWAYS, f"compute.device={args.device}"]
+    changes += [f"batch.tokens={tokens}"] if tokens else []
+    config = load_config(args.config, changes)
+    gate = prepare_work(with_steps(config, GATE_STEPS, precision="fp32"), warm_up=0)
+    found = check_same_losses(run_all(gate, args.providers, args.spoil), FP32)
+    say.print("same losses, largest relative difference:", {name: f"{value:.1e}" for name, value in found.items()})
+    work = prepare_work(with_steps(config, args.warm_up + args.steps + 1), args.warm_up)
+    measured: dict[str, list[float]] = {name: [] for name in args.providers}
+    for i in range(args.rounds):
+        runs = run_all(work, args.providers, args.spoil, first=i)
+        check_same_losses(runs, FP32 if work.precision == "fp32" else BF16, min(GATE_STEPS, len(work.groups)))
+        for name, run in runs.items():
+            measured[name].append(work.timed_tokens / run.seconds)
+        say.print(f"round {i + 1}:", {name: round(values[-1]) for name, values in measured.items()}, "tokens/s")
+    return work, measured
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parse(arguments)
+    say = Console(stderr=True)
+    rows = []
+    try:
+        for tokens in args.tokens or [None]:
+            work, measured = measure(args, tokens, say)
+            size = work.config.tokens_per_step
+            named = f"{Path(args.config).stem} {work.precision}{' quick' if args.quick else ''}"
+            rows += summarise("train_step", "throughput", "tokens/s", size, named, measured, "bare")
+        machine = this_machine(args.device)
+        write_csv(args.out / "train_step.csv", rows, machine)
+    except ScaleError as error:
+        say.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        return error.exit_code
+    title = f"Optimizer steps on {machine.device} ({machine.cpus} cores)"
+    print_table(rows, f"{title}, tokens/s by tokens per step")
+    plot = args.out / "train_step.png"
+    if len({row.x for row in rows}) == 1:
+        bar_plot(plot, rows, title)
+    else:
+        line_plot(plot, rows, title, "tokens per step")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
