@@ -18,9 +18,9 @@ MAX_VALUES = 100_000
 
 
 class BadYaml(Exception):
-    """What is wrong with a text, and on which line (from 1)."""
+    """What is wrong with a text, and on which line (from 1) if that is known."""
 
-    def __init__(self, problem: str, line: int = 1):
+    def __init__(self, problem: str, line: int | None = None):
         super().__init__(problem)
         self.line = line
 
@@ -68,7 +68,8 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Path_, int]]:
     try:
         content, lines = _parse(text)
     except BadYaml as error:
-        raise UsageError(f"{path}:{error.line}: {error}") from None
+        place = path if error.line is None else f"{path}:{error.line}"
+        raise UsageError(f"{place}: {error}") from None
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise UsageError(f"{path}: expected a mapping of keys, found {type(content).__name__}")
@@ -90,7 +91,7 @@ def _parse(text: str) -> tuple[Any, dict[Path_, int]]:
         _mark(node, (), lines)
         return _unshared(loader.construct_document(node)), lines
     except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        line = error.problem_mark.line + 1 if error.problem_mark else None
         raise BadYaml(f"not valid YAML ({error.problem})", line) from None
     except (yaml.YAMLError, ValueError) as error:
         raise BadYaml(f"not valid YAML ({str(error).splitlines()[0]})") from None
