@@ -51,6 +51,12 @@ def test_documents_come_back_across_shards(tmp_path_factory, drawn):
             assert (np.ones(len(ids) - start, dtype=bool) if got is None else got).tolist() == flags[start:].tolist()
 
 
+def test_a_full_shard_is_followed_by_the_next(tmp_path):
+    manifest = write(tmp_path, [("train", [1] * 6, None)] * 5, shard_tokens=10)
+    assert [(s.tokens, s.documents) for s in manifest.train] == [(12, 2), (12, 2), (6, 1)]
+    assert sorted(p.name for p in tmp_path.glob("*.tokens.npy")) == [f"train-0000{i}.tokens.npy" for i in range(3)]
+
+
 def test_slices_beyond_a_document_are_refused(tmp_path):
     write(tmp_path, [("train", [1, 2, 3], None), ("train", [4, 5], None)])
     store = TokenStore(tmp_path, "train")

@@ -1,5 +1,6 @@
 """Raw data to documents: complete, divided for good, written once, and never half."""
 
+import hashlib
 import json
 import os
 import signal
@@ -78,6 +79,15 @@ def test_both_sides_get_a_document(tmp_path, fraction, valid):
     assert sorted(every) == sorted(made_up(5))
 
 
+def test_the_lowest_hash_is_held_out_whatever_the_order(tmp_path):
+    texts = made_up(20)
+    lowest = min(texts, key=lambda t: int.from_bytes(hashlib.blake2b(t.encode(), digest_size=8).digest(), "little"))
+    for name, order in (("a", texts), ("b", texts[::-1]), ("c", sorted(texts, key=lambda t: t != lowest))):
+        source = {"kind": "jsonl", "path": jsonl(tmp_path / f"{name}.jsonl", order)}
+        got = prepare(config(tmp_path, source, fraction=1e-12), progress=False)
+        assert decoded(got.valid[0], got.tokenizer) == [lowest]
+
+
 def test_a_single_document_cannot_be_divided(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", made_up(1) * 3)
     with pytest.raises(UsageError, match=r"held_out\.fraction = 0\.1, but there is only one distinct document"):
@@ -97,8 +107,13 @@ def test_cache_is_reused_and_renewed(tmp_path, monkeypatch):
     assert again.train[0].folder == first.train[0].folder
     other = prepare(config(tmp_path, source, fraction=0.3), progress=False)
     assert other.train[0].folder != first.train[0].folder
+    first.tokenizer.save_pretrained(str(tmp_path / "tok"))
+    same = {"tokenizer": {"path": str(tmp_path / "tok")}}
+    parts = [prepare(config(tmp_path, source, fraction=f, **same), progress=False).valid[0] for f in (0.1, 0.5)]
+    assert parts[0].folder == first.train[0].folder and len(parts[0].lengths) < len(parts[1].lengths)
     jsonl(tmp_path / "a.jsonl", made_up(51))
-    assert len(decoded(prepare(config(tmp_path, source), progress=False).train[0], first.tokenizer)) > 0
+    grown = prepare(config(tmp_path, source), progress=False)
+    assert len(grown.train[0].lengths) + len(grown.valid[0].lengths) == 51
     assert {p: p.read_bytes() for p in content} == content
 
 
