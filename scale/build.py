@@ -95,6 +95,7 @@ def build_trainer(config: PretrainRun, allow: Sequence[str] = ()) -> Trainer:
         objective,
         folder=Path(config.runs_dir) / config.name,
         steps=steps,
+        seed=config.seed,
         optim=config.optim,
         schedule=config.schedule,
         spike=config.train.spike,

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from scale.checkpoint.rng import load_rng_state, rng_state
+from scale.checkpoint.rng import load_rng_state, rng_state, seed_all
 from scale.checkpoint.store import Checkpoints
 from scale.config.optim import OptimConfig, ScheduleConfig, SpikeConfig
 from scale.config.run import CheckpointConfig, EarlyStop, ProfileConfig
@@ -45,6 +45,7 @@ class Trainer:
         *,
         folder: str | Path,
         steps: int,
+        seed: int = 0,
         optim: OptimConfig | None = None,
         schedule: ScheduleConfig | None = None,
         spike: SpikeConfig | None = None,
@@ -66,6 +67,7 @@ class Trainer:
         optim = optim or OptimConfig()
         self.model, self.source, self.folder = model, source, RunFolder(Path(folder))
         self.strategy = strategy or Single()
+        self.seed = seed
         self.checkpoint = checkpoint or CheckpointConfig()
         self.config_text, self.assets = config_text, assets
         self.root = self.strategy.prepare(Root(model, objective), optim, weights)
@@ -91,6 +93,7 @@ class Trainer:
             ),
             self.recorder,
             self._save,
+            lambda: self.checkpoints.poll(),
             judge(self.root) if judge else None,
             StepProfiler(profile, self.folder.profile, self.strategy.device) if profile else None,
         )
@@ -141,6 +144,7 @@ class Trainer:
     def _resume(self) -> None:
         saved = self.checkpoints.latest_good()
         if saved is None:
+            seed_all(self.seed)
             self.recorder.fresh()
             return
         tensors = self.strategy.blank(saved.shapes())

@@ -25,6 +25,13 @@ def rng_state() -> dict[str, Any]:
     }
 
 
+def seed_all(seed: int) -> None:
+    """Seed the generators that `rng_state` covers."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)  # CUDA devices too
+
+
 def load_rng_state(state: dict[str, Any]) -> None:
     """Set all generators to what `rng_state` returned. Raises ScaleError if the number of CUDA devices differs."""
     saved, here = len(state["cuda"]), torch.cuda.device_count() if state["cuda"] or torch.cuda.is_initialized() else 0

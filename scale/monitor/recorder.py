@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from scale.errors import ScaleError
-from scale.monitor.records import Metrics
+from scale.monitor.records import Metrics, read_rows
 from scale.monitor.run_folder import RunFolder
 from scale.monitor.run_state import RunState, Status, read_git
 from scale.monitor.trackers import Guarded
@@ -57,11 +57,12 @@ class RunRecorder:
     def fresh(self) -> None:
         """No checkpoint to go on from: rows of an attempt that never reached one are dropped."""
         self.metrics.cut(-1)
+        self.state.resume(0, [])
 
     def resumed(self, step: int, checkpoint: Path) -> None:
         """Training goes on after `step`: later rows belong to the part that is done again."""
         self.metrics.cut(step)
-        self.state.step = step
+        self.state.resume(step, read_rows(self.folder.metrics))
         self.event("resume", f"resumed from {checkpoint}")
 
     def start(self, steps: int, done: int) -> None:

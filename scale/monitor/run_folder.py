@@ -35,7 +35,8 @@ class RunFolder:
     def lock(self) -> Iterator[None]:
         """Make the folder and keep every other process out of it for the duration.
 
-        The lock is the operating system's: it ends with the process, however that ends. The file of the lock stays, as
+        The lock is the operating system's: it ends with the process, however that ends (a POSIX lock, which forked data
+        workers that outlive a killed trainer for a moment do not inherit). The file of the lock stays, as
         deleting it would let two processes lock two different files.
         Raises UsageError naming the process that has it, ScaleError if the folder cannot be made.
         """
@@ -46,7 +47,7 @@ class RunFolder:
             raise ScaleError(f"{self.path}: no run can be written here: {error.strerror}") from None
         with handle:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 handle.seek(0)
                 owner = handle.read().strip() or "unknown"

@@ -37,7 +37,9 @@ def run_facts(
 ) -> dict[str, Any]:
     """Derived numbers by name; plain numbers and strings, so that they can be written as JSON."""
     tokens = steps * config.tokens_per_step
-    moments = {"adamw": 8, "adamw8bit": 2, "muon": 6}[config.optim.kind]  # bytes per parameter; Muon keeps one for matrices
+    moments = {"adamw": 8, "adamw8bit": 2, "muon": 6}[
+        config.optim.kind
+    ]  # bytes per parameter; Muon keeps one for matrices
     memory = {
         "weights": 4 * size.total,
         "gradients": 4 * size.trainable,

@@ -36,7 +36,8 @@ class LoopSettings:
 
 
 class Loop:
-    """`save(step, val_loss)` starts a checkpoint of everything; it may return before that is on disk."""
+    """`save(step, val_loss)` starts a checkpoint of everything; it may return before that is on disk. `check_saves` raises
+    as soon as one is known to have failed."""
 
     def __init__(
         self,
@@ -45,10 +46,12 @@ class Loop:
         settings: LoopSettings,
         record: Recorder,
         save: Callable[[int, float | None], None],
+        check_saves: Callable[[], None],
         judge: Judge | None = None,
         profiler: StepProfiler | None = None,
     ):
         self.stepper, self.source, self.settings, self.record, self.save = stepper, source, settings, record, save
+        self.check_saves = check_saves
         self.judge, self.profiler = judge, profiler
         self.done = 0
         self.best = math.inf
@@ -62,6 +65,7 @@ class Loop:
             return "early stop"
         while self.done < self.settings.steps:
             score = self._one_step()
+            self.check_saves()
             self._note(score)
             gave_up = self._patience_spent()
             last = self.done == self.settings.steps or gave_up or stop.reason is not None
@@ -71,7 +75,9 @@ class Loop:
                 self.record.event("stop", f"{stop.reason}: stopping after step {self.done}")
                 return "stopped"
             if gave_up:
-                self.record.event("early_stop", f"no gain in {self.evaluations_without_gain} evaluations: stopping early")
+                self.record.event(
+                    "early_stop", f"no gain in {self.evaluations_without_gain} evaluations: stopping early"
+                )
                 return "early stop"
         return "completed"
 

@@ -84,8 +84,10 @@ class BackwardStepper:
         """Forward and backward of every shape to come, without a step: compile and memory errors come before step 1."""
         group = source.rehearse()
         if group is not None:
+            rng = _rng(self.strategy.device)
             self._with_less_memory(lambda: self._gradients(group), group)
             self.strategy.discard()
+            _set_rng(self.strategy.device, rng)
 
     def _gradients(self, group: Group) -> tuple[float, dict[str, float], int]:
         """Accumulate the gradients of a group; returns global loss, metrics and the number of passes.

@@ -156,11 +156,11 @@ def test_rehearsal_finds_the_micro_batch_before_step_one_and_changes_nothing():
         def rehearse(self):
             return Group([{"x": torch.ones(16, 4), "y": torch.ones(16, 1)}], tokens=16)
 
-    made, source = stepper(objective=Hungry(8)), Rehearsed()
-    before = weights(made)
+    made, source = stepper(network(dropout=0.5), objective=Hungry(8)), Rehearsed()
+    before, rng = weights(made), torch.get_rng_state()
     made.rehearse(source)
     assert made.split == 2 and torch.equal(before, weights(made)) and source.drawn == 0
-    assert all(p.grad is None for p in made.root.parameters())
+    assert all(p.grad is None for p in made.root.parameters()) and torch.equal(rng, torch.get_rng_state())
 
 
 def test_layer_gradients_are_looked_at_every_n_steps_and_add_up_to_the_clipped_norm():
