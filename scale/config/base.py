@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fractions
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -48,3 +49,8 @@ def exactly_one(model: BaseModel, *names: str) -> None:
     if len(given) != 1:
         shown = ", ".join(given) if given else "none"
         raise ValueError(f"give exactly one of {', '.join(names)} (given: {shown})")
+
+
+def is_count(metadata: Iterable[Any]) -> bool:
+    """Whether a field with this metadata is a Count."""
+    return any(isinstance(m, BeforeValidator) and m.func is _parse_count for m in metadata)

@@ -55,7 +55,9 @@ class JsonlSource(_Source):
 
     kind: Literal["jsonl"]
     path: str
+    """File, folder or glob such as "corpus/*.jsonl"."""
     columns: Columns = Columns(text="text")
+    """Which columns hold what."""
 
 
 class ParquetSource(_Source):
@@ -63,7 +65,9 @@ class ParquetSource(_Source):
 
     kind: Literal["parquet"]
     path: str
+    """File, folder or glob such as "corpus/*.parquet"."""
     columns: Columns = Columns(text="text")
+    """Which columns hold what."""
 
 
 class HuggingFaceSource(_Source):
@@ -75,11 +79,13 @@ class HuggingFaceSource(_Source):
     config: str | None = None
     """Configuration of the dataset on the hub."""
     split: str = "train"
+    """Which split of the dataset to read."""
     streaming: bool = False
     """Read without downloading everything first; needs `max_documents`."""
     max_documents: Count | None = None
     """Stop after this many documents."""
     columns: Columns = Columns(text="text")
+    """Which columns hold what."""
 
     @model_validator(mode="after")
     def _check(self) -> HuggingFaceSource:
@@ -93,6 +99,7 @@ class TokensSource(_Source):
 
     kind: Literal["tokens"]
     path: str
+    """The folder."""
 
 
 class PackedSource(_Source):
@@ -100,6 +107,7 @@ class PackedSource(_Source):
 
     kind: Literal["packed"]
     path: str
+    """The file."""
 
 
 Source = Annotated[
@@ -127,7 +135,9 @@ class Lesson(Strict):
     """Train at `seq_len` until this fraction of the run."""
 
     until: Annotated[float, Field(gt=0, lt=1)]
+    """Fraction of the run at which this lesson ends."""
     seq_len: Count
+    """Tokens per row during it; divides data.seq_len."""
 
 
 class HeldOut(Strict):
@@ -141,6 +151,7 @@ class DataConfig(Strict):
     """Sources are tokenised once into memory-mapped shards under `cache` and read from there."""
 
     sources: Annotated[list[Source], Field(min_length=1)]
+    """What is read; the weights say in which proportion."""
     tokenizer: TokenizerConfig | None = None
     """Needed where a source is raw text; tokenised sources bring their own."""
     seq_len: Annotated[Count, Field(ge=2)] = 1024

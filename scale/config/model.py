@@ -37,9 +37,13 @@ class LoraConfig(Strict):
     """Low-rank adapters (LoRA, arXiv 2106.09685) through peft; the base weights stay frozen."""
 
     kind: Literal["lora"]
+    """The method."""
     rank: Count = 16
+    """Rank of the update of each matrix."""
     alpha: Positive = 32
+    """The update is scaled by alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """On the input of the adapters."""
     targets: Annotated[list[str], Field(min_length=1)] = [
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
     ]  # fmt: skip

@@ -19,10 +19,13 @@ class OptimConfig(Strict):
     lr: Positive = 3e-4
     """Peak learning rate."""
     betas: tuple[Beta, Beta] = (0.9, 0.95)
+    """Decay of the running mean and of the running square of the gradient (AdamW)."""
     eps: Positive = 1e-8
+    """Added to the root of the running square (AdamW)."""
     weight_decay: NonNegative = 0.1
+    """Decoupled: a step shrinks the weights by lr x weight_decay."""
     momentum: Beta = 0.95
-    """Of Muon."""
+    """Of Muon's running gradient."""
     clip: NonNegative = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
 
@@ -78,7 +81,9 @@ class TrainConfig(Strict):
     """Length of the run: exactly one of steps, tokens, epochs."""
 
     steps: Count | None = None
+    """Optimizer steps."""
     tokens: Count | None = None
+    """Tokens to train on; the last step is a whole one."""
     epochs: Positive | None = None
     """Passes over the training part of all sources."""
     spike: SpikeConfig = SpikeConfig()

@@ -16,6 +16,7 @@ class ComputeConfig(Strict):
     """How to compute. `auto` is decided from the hardware and printed with its reason."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto: cuda if there is one, else mps, else cpu."""
     strategy: Literal["single"] = "single"
     """Where the weights live. single: one device."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -23,6 +24,7 @@ class ComputeConfig(Strict):
     compile: Literal["auto", "off", "default", "max-autotune"] = "auto"
     """torch.compile of the model."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flex_attention"] = "auto"
+    """Attention implementation of the Hugging Face model. auto: sdpa."""
     recompute: Literal["auto", "off"] | Count = "auto"
     """Activation checkpointing: recompute every k-th layer in the backward pass (1: all). auto: 4 from 100M parameters up."""
     threads: Count | None = None
@@ -33,7 +35,9 @@ class EarlyStop(Strict):
     """Stop when the held-out loss has not fallen by `min_delta` for `patience` evaluations."""
 
     patience: Count
+    """Evaluations without progress before the run ends."""
     min_delta: NonNegative = 0.0
+    """Smallest fall of the loss that counts as progress."""
 
 
 class EvalConfig(Strict):
@@ -52,15 +56,18 @@ class CheckpointConfig(Strict):
     every: Count = 500
     """Steps between checkpoints."""
     keep_last: Count = 3
+    """Newest checkpoints that are kept."""
     keep_best: Annotated[int, Field(ge=0)] = 2
-    """Best by held-out loss, kept beside the last ones."""
+    """Checkpoints with the lowest held-out loss that are kept beside the last ones."""
 
 
 class WandbConfig(Strict):
     """Weights & Biases. The API key comes from the environment only."""
 
     project: str
+    """Project to record the run under."""
     mode: Literal["offline", "online"] = "offline"
+    """offline: into the run folder, to be uploaded later with `wandb sync`."""
 
 
 class MonitorConfig(Strict):
@@ -71,6 +78,7 @@ class MonitorConfig(Strict):
     layer_gradients: Annotated[int, Field(ge=0)] = 10
     """Record gradient norms per layer every this many steps; 0: never."""
     tensorboard: bool = False
+    """Also write TensorBoard events into the run folder."""
     wandb: WandbConfig | None = None
 
 
@@ -102,10 +110,13 @@ class PretrainRun(Strict):
     version: Literal[1]
     """Version of this file format."""
     kind: Literal["pretrain"]
+    """The stage of training."""
     name: Name
     """The run lives in `runs_dir`/`name`; the same command run again continues it."""
     runs_dir: str = "runs"
+    """Folder that holds the run folders."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Of the initial weights and the order of the data."""
     model: ModelConfig
     adapter: AdapterConfig | None = None
     """Train low-rank adapters instead of the weights."""
