@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Size, Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -77,8 +80,6 @@ def llama_init(seed: int, std: float, layers: int) -> Weights:
 
 
 def _seed_of(seed: int, name: str) -> int:
-    import hashlib
-
     return int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=7).digest(), "big")
 
 
@@ -108,10 +109,11 @@ def set_recompute(model: nn.Module, every: int) -> int:
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     if not layers:
         raise UsageError(f"compute.recompute = {every}: {type(model).__name__} does not support it (use off)")
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
-    for index, layer in enumerate(layers):
-        layer.gradient_checkpointing = index % every == 0
-    return len(range(0, len(layers), every))
+    again = partial(checkpoint, use_reentrant=False)
+    for layer in layers[::every]:
+        layer.gradient_checkpointing = True
+        layer._gradient_checkpointing_func = again  # what transformers' own switch sets, on all layers
+    return len(layers[::every])
 
 
 def is_model_folder(path: str | Path) -> bool:

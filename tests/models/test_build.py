@@ -1,0 +1,125 @@
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from scale.config.model import LoraConfig, ModelConfig
+from scale.errors import UsageError
+from scale.models.adapters import add_adapter
+from scale.models.build import build_model, materialise, model_config, set_recompute
+from scale.models.size import flops_per_token, model_size
+
+SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "head_dim": 16}  # fmt: skip
+INPUT = {"input_ids": torch.arange(12).view(2, 6), "use_cache": False}
+
+
+def tiny(seed=0, **overrides):
+    config = ModelConfig(preset="tiny", overrides=SMALL | overrides)
+    hf = model_config(config, vocab_size=100)
+    model, weights = build_model(config, hf, "sdpa", seed)
+    assert next(model.parameters()).device.type == "meta"
+    materialise(model, weights, torch.device("cpu"))
+    return model
+
+
+def test_initial_weights_do_not_depend_on_the_order_in_which_they_are_made():
+    config = ModelConfig(preset="tiny", overrides=SMALL)
+    model, weights = build_model(config, model_config(config, 100), "sdpa", 7)
+    shapes = {n: p.shape for n, p in model.named_parameters()}
+    forward = {n: weights(n, shapes[n]) for n in shapes}
+    backward = {n: weights(n, shapes[n]) for n in reversed(shapes)}
+    assert all(torch.equal(forward[n], backward[n]) for n in shapes)
+
+
+def test_initial_weights_have_the_intended_spread():
+    model = tiny(hidden_size=256, intermediate_size=512)
+    spread = {n.split(".")[-2]: p.std().item() for n, p in model.named_parameters() if p.ndim == 2}
+    assert spread["q_proj"] == pytest.approx(0.02, rel=0.02) and spread["embed_tokens"] == pytest.approx(0.02, rel=0.02)
+    for writer in ("down_proj", "o_proj"):
+        assert spread[writer] == pytest.approx(0.02 / 8**0.5, rel=0.02)
+    assert all(torch.equal(p, torch.ones_like(p)) for p in model.parameters() if p.ndim == 1)
+
+
+def test_a_materialised_model_computes_what_a_normally_built_one_does():
+    """The rotary buffers are not in the state dict: a meta model would otherwise rotate by garbage."""
+    ours = tiny()
+    theirs = LlamaForCausalLM(ours.config)
+    theirs.load_state_dict(ours.state_dict())
+    with torch.no_grad():
+        assert torch.equal(ours(**INPUT).logits, theirs.eval()(**INPUT).logits)
+    assert ours.lm_head.weight is ours.model.embed_tokens.weight
+
+
+def test_seeds_differ():
+    assert not torch.equal(tiny(0).lm_head.weight, tiny(1).lm_head.weight)
+
+
+def test_recompute_runs_every_kth_layer_twice_and_gives_the_same_gradients():
+    plain, again = tiny(), tiny()
+    assert set_recompute(again, 2) == 2
+    calls = [0] * 4
+    for i, layer in enumerate(again.model.layers):
+        layer.self_attn.register_forward_hook(lambda *_, i=i: calls.__setitem__(i, calls[i] + 1))
+    for model in (plain, again):
+        model.train()
+        model(**INPUT).logits.square().sum().backward()
+    assert calls == [2, 1, 2, 1]
+    for a, b in zip(plain.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
+
+
+def test_recompute_of_a_model_without_such_layers_is_refused():
+    with pytest.raises(UsageError, match="Linear does not support it"):
+        set_recompute(torch.nn.Linear(2, 2), 2)
+
+
+def test_pretrained_weights_come_from_a_folder_and_random_ones_do_not(tmp_path):
+    source = tiny(3)
+    source.save_pretrained(tmp_path / "m")
+    config = ModelConfig(path=str(tmp_path / "m"))
+    loaded, weights = build_model(config, model_config(config), "sdpa", 0)
+    assert weights is None and torch.equal(loaded.lm_head.weight, source.lm_head.weight)
+    config = ModelConfig(path=str(tmp_path / "m"), init="random", overrides={"num_hidden_layers": 2})
+    fresh, _ = build_model(config, model_config(config), "sdpa", 0)
+    assert len(fresh.model.layers) == 2 and not torch.equal(fresh.lm_head.weight, source.lm_head.weight)
+
+
+def test_pickled_weights_are_refused(tmp_path):
+    source = tiny()
+    source.config.save_pretrained(tmp_path / "m")
+    torch.save(source.state_dict(), tmp_path / "m" / "pytorch_model.bin")
+    with pytest.raises(UsageError, match="safetensors"):
+        build_model(config := ModelConfig(path=str(tmp_path / "m")), model_config(config), "sdpa", 0)
+
+
+def test_lora_trains_only_adapters_and_starts_as_the_base():
+    base = tiny()
+    with torch.no_grad():
+        before = base(**INPUT).logits
+    model = add_adapter(base, LoraConfig(kind="lora", rank=2, targets=["q_proj", "down_proj"]), seed=1)
+    with torch.no_grad():
+        assert torch.equal(model(**INPUT).logits, before)
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert len(trained) == 4 * 2 * 2 and all("lora_" in n for n in trained)
+    assert model_size(model).trainable == 4 * 2 * ((64 + 64) + (96 + 64))
+
+
+def test_a_lora_target_that_is_not_there_is_named():
+    with pytest.raises(UsageError, match=r"'qproj' is no linear module.*q_proj"):
+        add_adapter(tiny(), LoraConfig(kind="lora", targets=["q_proj", "qproj"]), seed=0)
+
+
+def test_flops_against_a_count_by_hand():
+    model = tiny()
+    layer = 64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 96
+    matrices = 4 * layer + 128 * 64  # the tied head multiplies, the embedding looks up
+    assert model_size(model).matrix == matrices
+    assert flops_per_token(model_size(model), model.config, 32) == 6 * matrices + 12 * 4 * 4 * 16 * 32
+
+
+def test_flops_of_frozen_weights_have_no_weight_gradient():
+    model = tiny()
+    full = flops_per_token(model_size(model), model.config, 32)
+    model.model.layers.requires_grad_(False)
+    frozen = sum(p.numel() for p in model.model.layers.parameters())
+    assert full - flops_per_token(model_size(model), model.config, 32) == 2 * frozen
