@@ -1,0 +1,53 @@
+# make demo: train a real language model on real text on this machine. make test: prove the core. Both install what they need.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := runs/demo
+EXPORT := exports/demo
+PYTEST := $(BIN)/python -m pytest -n 2
+
+.PHONY: demo test test-slow test-all lint format bench docs clean
+
+demo: .venv/core
+	$(BIN)/scale train configs/demo.yaml
+	$(BIN)/scale plot $(DEMO)
+	$(BIN)/scale generate $(DEMO) --prompt "def " --prompt "import " --max-new-tokens 60
+	rm -rf $(EXPORT)
+	$(BIN)/scale export $(DEMO) --out $(EXPORT)
+	$(BIN)/python examples/check_export.py $(DEMO) $(EXPORT)
+
+test: .venv/dev
+	$(PYTEST) -m "not slow and not gpu"
+
+test-slow: .venv/dev
+	$(PYTEST) -m "slow and not gpu"
+
+test-all: test test-slow
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/dev
+	$(BIN)/python benchmarks/train_step.py
+
+docs: .venv/dev
+	$(BIN)/python -m scale.config.reference > docs/configuration.md
+
+clean:
+	rm -rf .venv runs exports data build *.egg-info
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/core: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/pip install -q -c constraints.txt -e .
+	touch $@
+
+.venv/dev: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	touch $@ .venv/core
