@@ -1,128 +1,27 @@
-"""The training loops that benchmarks compare, each as a function (work, scratch folder) -> losses and seconds."""
+"""The training loops under comparison, each as a function (work, scratch folder) -> losses and seconds."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
-from transformers import AutoModelForCausalLM, TrainingArguments
 
-from scale.api import PretrainRun, build_trainer
+from benchmarks.work import Clock, Run, Work
+from scale.api import build_trainer
 from scale.data.rows import IGNORE
-from scale.errors import UsageError
 from scale.protocols import Group, StepReport
-from scale.train.schedule import lr_factor
-
-
-@dataclass
-class Run:
-    """What a loop did: the loss of every step, and the seconds of the steps on the clock."""
-
-    losses: list[float]
-    seconds: float
-
-
-@dataclass
-class Work:
-    """What every provider is given. The clock runs from the start of step `warm_up` to the start of the last step."""
-
-    config: PretrainRun
-    groups: list[Group]
-    weights: dict[str, Tensor]
-    hf_config: Any
-    device: torch.device
-    precision: str
-    warm_up: int
-
-    @property
-    def timed_tokens(self) -> int:
-        """Tokens of the steps on the clock, padding left out."""
-        return sum(group.tokens for group in self.groups[self.warm_up : -1])
-
-    def spoiled(self) -> Work:
-        """The same with the batches in reverse: other data."""
-        return replace(self, groups=self.groups[::-1])
-
-    def model(self) -> nn.Module:
-        """A fresh model with the common initial weights, in training mode."""
-        model = AutoModelForCausalLM.from_config(self.hf_config, dtype=torch.float32)
-        model.load_state_dict(self.weights)
-        return model.to(self.device).train()
-
-    def optimizer(self, model: nn.Module) -> tuple[AdamW, LambdaLR]:
-        """AdamW (fused: the fastest in torch) that decays matrices but no embedding, and the run's schedule."""
-        embeddings = {p for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-        decayed = [p for p in model.parameters() if p.ndim >= 2 and p not in embeddings]
-        plain = [p for p in model.parameters() if p.ndim < 2 or p in embeddings]
-        config = self.config.optim
-        groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        optimizer = AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
-        steps = self.config.train.steps or 0
-        return optimizer, LambdaLR(optimizer, lambda done: lr_factor(self.config.schedule, done + 1, steps))
-
-
-class Clock:
-    """Told about the start of every step; reads the time at the start and the end of the stretch that counts."""
-
-    def __init__(self, work: Work):
-        self.device = work.device
-        self.marks = {work.warm_up: 0.0, len(work.groups) - 1: 0.0}
-        self.begun = 0
-
-    def step_begins(self) -> None:
-        if self.begun in self.marks:
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            self.marks[self.begun] = time.perf_counter()
-        self.begun += 1
-
-    def run(self, losses: list[Any]) -> Run:
-        """The finished run."""
-        start, end = self.marks.values()
-        return Run([float(loss) for loss in losses], end - start)
-
-
-def with_steps(config: PretrainRun, steps: int, precision: str | None = None) -> PretrainRun:
-    """The config of a run of that many steps."""
-    compute = config.compute.model_copy(update={"precision": precision} if precision else {})
-    train = config.train.model_copy(update={"steps": steps, "tokens": None, "epochs": None})
-    return config.model_copy(update={"train": train, "compute": compute})
-
-
-def prepare_work(config: PretrainRun, warm_up: int) -> Work:
-    """Draw the batches and the initial weights that a run of this config would use."""
-    if torch.cuda.device_count() > 1:
-        raise UsageError(
-            f"{torch.cuda.device_count()} GPUs are visible and Hugging Face Trainer would use them all: "
-            "set CUDA_VISIBLE_DEVICES=0"
-        )
-    unread = config.model_copy(update={"data": config.data.model_copy(update={"workers": 0})})
-    trainer = build_trainer(unread)
-    model: Any = trainer.model
-    return Work(
-        config,
-        groups=[trainer.source.draw() for _ in range(config.train.steps or 0)],
-        weights={name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()},
-        hf_config=model.config,
-        device=torch.device(trainer.strategy.device),
-        precision=trainer.strategy.precision,  # type: ignore[attr-defined]
-        warm_up=warm_up,
-    )
 
 
 def bare(work: Work, folder: Path) -> Run:
     """What one would write by hand; never waits for the device."""
-    model, clock, losses = work.model(), Clock(work), []
+    model, clock = work.model(), Clock(work)
+    losses: list[Tensor] = []
     optimizer, schedule = work.optimizer(model)
     for group in work.groups:
         clock.step_begins()
@@ -159,6 +58,10 @@ class _StepBegins(transformers.TrainerCallback):
 class _HFTrainer(transformers.Trainer):
     """Keeps the loss of each micro-batch, which Trainer has normalised by the tokens of the whole step."""
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.micro_losses: list[Tensor] = []
+
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)
         self.micro_losses.append(loss)
@@ -186,7 +89,7 @@ def huggingface(work: Work, folder: Path) -> Run:
     accumulated = len(work.groups[0].batches)
     trainer = _HFTrainer(
         model,
-        TrainingArguments(
+        transformers.TrainingArguments(
             output_dir=str(folder),
             max_steps=len(work.groups),
             per_device_train_batch_size=1,  # an item of the data set is a whole micro-batch
@@ -205,12 +108,11 @@ def huggingface(work: Work, folder: Path) -> Run:
             disable_tqdm=True,
         ),
         data_collator=lambda items: items[0],
-        train_dataset=micro,  # type: ignore[arg-type]
+        train_dataset=micro,
         optimizers=work.optimizer(model),
         callbacks=[_StepBegins(clock)],
     )
     trainer.remove_callback(transformers.PrinterCallback)
-    trainer.micro_losses = []
     trainer.train()
     losses = torch.stack(trainer.micro_losses).view(len(work.groups), accumulated).sum(1)
     return clock.run(losses.tolist())
@@ -220,7 +122,8 @@ class _Watched:
     """A source that tells the clock when a step begins and keeps the losses it hears of."""
 
     def __init__(self, draw: Callable[[], Group], clock: Clock):
-        self.drawn, self.clock, self.losses = draw, clock, list[float]()
+        self.drawn, self.clock = draw, clock
+        self.losses: list[float] = []
 
     def draw(self) -> Group:
         self.clock.step_begins()
@@ -244,7 +147,7 @@ class _Watched:
 
 def scale(work: Work, folder: Path) -> Run:
     """Trainer.fit over the batches from the list."""
-    batches: Iterator[Group] = iter(work.groups)
+    batches = iter(work.groups)
     return _fit(work, folder, lambda trainer: lambda: next(batches))
 
 
@@ -264,6 +167,7 @@ def _fit(work: Work, folder: Path, draw: Callable[[Any], Callable[[], Group]]) -
 
 PROVIDERS: dict[str, Callable[[Work, Path], Run]] = {
     "bare": bare,
+    "bare_again": bare,
     "huggingface": huggingface,
     "scale": scale,
     "scale_stream": scale_stream,

@@ -5,11 +5,12 @@
     python -m benchmarks.train_step --quick --out /tmp/bench          # half a minute: does it run?
 
 All providers train the same architecture from the same weights with the same AdamW, schedule, clipping and precision
-on the same packed batches. What the clock sees runs from the start of one step to the start of a later one, so
-everything a loop does between steps is inside; set-up, warm-up steps, evaluation and checkpoints are outside. The
-device is synchronised at both ends of that stretch only.
+on the same packed batches, without torch.compile. What the clock sees runs from the start of one step to the start of
+a later one, so everything a loop does between steps is inside; set-up, warm-up steps, evaluation and checkpoints are
+outside. The device is synchronised at both ends of that stretch only.
 
     bare          forward, loss, backward, clip, AdamW, schedule, zero_grad; batches from a list; reads no loss
+    bare_again    the same once more: how far its ratio is from 1 is the noise of this run
     huggingface   transformers.Trainer with logging, evaluation and saving off; batches from a list by its DataLoader
     scale         Trainer.fit with metrics.jsonl, run_state.json, spike filter and layer gradients; batches from a list
     scale_stream  the same, with batches packed on the fly by the run's own source, as `scale train` does
@@ -27,10 +28,12 @@ import tempfile
 from collections import deque
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
 from benchmarks.common import RESULTS, bar_plot, line_plot, print_table, summarise, this_machine, write_csv
-from benchmarks.loops import PROVIDERS, Run, Work, prepare_work, with_steps
+from benchmarks.loops import PROVIDERS
+from benchmarks.work import Run, Work, prepare_work, with_steps
 from scale.api import load_config
 from scale.errors import ScaleError
 
@@ -47,7 +50,7 @@ ALWAYS = (
     "compute.recompute=off",
 )
 """What makes the loops comparable; --set cannot change it."""
-SPOILABLE = ["bare", "huggingface", "scale"]
+SPOILABLE = [name for name in PROVIDERS if name != "scale_stream"]
 """scale_stream draws its own batches."""
 QUICK = (
     "model.overrides={hidden_size: 64, intermediate_size: 128, num_hidden_layers: 2, num_attention_heads: 2, "
@@ -87,12 +90,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def differences(runs: dict[str, Run], steps: int) -> dict[str, float]:
-    """Largest relative difference of each provider's first losses from the bare loop's."""
-    right = runs["bare"].losses[:steps]
-    return {
-        name: max(abs(a - b) / abs(b) for a, b in zip(run.losses[:steps], right, strict=True))
-        for name, run in runs.items()
-    }
+    """Largest relative difference of each provider's first losses from the bare loop's; NaN if a loss is NaN."""
+    right = np.array(runs["bare"].losses[:steps])
+    return {name: float(np.max(np.abs(np.array(run.losses[:steps]) / right - 1))) for name, run in runs.items()}
 
 
 def check_same_losses(runs: dict[str, Run], tolerance: float, steps: int = GATE_STEPS) -> dict[str, float]:
