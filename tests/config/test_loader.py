@@ -189,6 +189,8 @@ def test_messages_name_the_file_the_value_came_from(tmp_path: Path) -> None:
     child = write(tmp_path / "child.yaml", "extends: base.yaml\noptim:\n  eps: -2\n")
     places = [line.split(" = ")[0] for line in fails(child, "optim.clip=-3").splitlines()]
     assert places == [f"{base}:19: optim.lr", f"{child}:3: optim.eps", "command line: optim.clip"]
+    write(child, "extends: base.yaml\noptim: {lr: 1, eps: 1, clip: 1}\ntrain: {tokens: 5}\n")
+    assert fails(child).startswith(f"{child}:3: train: give exactly one of")
 
 
 def test_one_line_for_a_value_that_fits_no_member_of_a_union(minimal: Path) -> None:
