@@ -26,7 +26,7 @@ FLOORS = [
     ["evaluate"],
     ["monitor"],
     ["trainer"],
-    ["build"],
+    ["build", "load"],
     ["api", "doctor"],
     ["cli"],
 ]
