@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[2]
 
 # Ground first. A room may import rooms below it, never above; rooms on one line share a floor.
 FLOORS = [
-    ["errors", "files"],
+    ["errors"],
+    ["files"],
     ["protocols"],
     ["config"],
     ["hardware"],
