@@ -7,12 +7,13 @@ or, with parts of your own: `Trainer(model, source, objective, folder=..., steps
 implement are in `scale.protocols`.
 """
 
-from scale.build import build_trainer, load_run
+from scale.build import build_trainer
 from scale.config import PretrainRun, load_config
 from scale.config.optim import OptimConfig, ScheduleConfig, SpikeConfig
 from scale.config.run import CheckpointConfig, EarlyStop, ProfileConfig
 from scale.errors import ScaleError, UsageError
 from scale.evaluate.generate import generate
+from scale.load import load_run
 from scale.objectives.causal_lm import CausalLM
 from scale.parallel.single import Single
 from scale.protocols import Batch, Group, Judge, Loss, Objective, Score, Source, StepReport, Strategy, Term

@@ -8,13 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from scale.checkpoint.saved import latest_good, saved_in
 from scale.config import PretrainRun, differences, load_config, to_yaml
-from scale.config.model import ModelConfig
 from scale.data.curriculum import seq_len_schedule
 from scale.data.planner import Planner
 from scale.data.prepare import Prepared, prepare
@@ -34,7 +30,7 @@ from scale.hardware import (
     peak_flops,
 )
 from scale.models.adapters import add_adapter
-from scale.models.build import build_model, is_model_folder, model_config, set_recompute
+from scale.models.build import build_model, model_config, set_recompute
 from scale.models.size import activation_bytes_per_token, flops_per_token, model_size, state_bytes
 from scale.monitor.progress import Progress
 from scale.monitor.run_folder import RunFolder
@@ -263,43 +259,3 @@ def save_assets(path: Path, model: Model, prepared: Prepared) -> None:
     model.config.save_pretrained(path)
     if prepared.tokenizer is not None:
         prepared.tokenizer.save_pretrained(path)
-
-
-def load_run(folder: str | Path, step: int | None = None) -> tuple[Any, Any]:
-    """Model (CPU, eval mode) and tokenizer (None if there is none) of a run's newest good checkpoint, or the one at `step`.
-
-    Raises UsageError if the folder is no run or has no such checkpoint, DamagedCheckpoint if that one is damaged.
-    """
-    run = RunFolder(Path(folder))
-    if not run.config.exists():
-        raise UsageError(f"{folder}: not a run folder (it has no config.yaml)")
-    config = load_config(run.config)
-    if step is None:
-        saved = latest_good(run.checkpoints, Console(stderr=True).print)
-    else:
-        saved = next((s for s in saved_in(run.checkpoints) if s.step == step), None)
-    if saved is None:
-        have = ", ".join(str(s.step) for s in saved_in(run.checkpoints)) or "none"
-        raise UsageError(f"{run.checkpoints}: no checkpoint{'' if step is None else f' of step {step}'} (there are: {have})")
-    if step is not None:
-        saved.verify()
-    if config.adapter is None:
-        model: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(run.model), dtype=torch.float32)
-    else:
-        base, _ = build_model(config.model, AutoConfig.from_pretrained(run.model), "sdpa", config.seed)
-        model = add_adapter(base, config.adapter, config.seed)
-    ours = {f"model/{name}": tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()}
-    saved.read({name: tensor for name, tensor in ours.items() if name in saved.shapes()})
-    tokenizer = AutoTokenizer.from_pretrained(run.model) if (run.model / "tokenizer.json").exists() else None
-    return model.eval(), tokenizer
-
-
-def load_model(path: str | Path, step: int | None = None) -> tuple[Any, Any]:
-    """Model and tokenizer of a run folder or of a Hugging Face folder."""
-    if RunFolder(Path(path)).config.exists():
-        return load_run(path, step)
-    if not is_model_folder(path):
-        raise UsageError(f"{path}: neither a run folder (config.yaml) nor a model folder (config.json)")
-    config = ModelConfig(path=str(path))
-    model, _ = build_model(config, model_config(config), "sdpa", seed=0)
-    return model.eval(), AutoTokenizer.from_pretrained(path)

@@ -79,6 +79,10 @@ def choose_compile(asked: str, hardware: Hardware) -> Choice:
 
 def choose_attention(asked: str, hardware: Hardware) -> Choice:
     """Attention implementation of the Hugging Face model; all of these honour document boundaries."""
+    if asked == "flex_attention" and hardware.device == "cpu":
+        raise UsageError("compute.attention = 'flex_attention': torch has no backward pass for it on a CPU (use sdpa)")
+    if asked == "flash_attention_2" and hardware.device != "cuda":
+        raise UsageError(f"compute.attention = 'flash_attention_2': needs CUDA, this is {hardware.device} (use sdpa)")
     if asked != "auto":
         return Choice(asked, "asked for")
     return Choice("sdpa", "part of torch, takes the mask of packed documents")

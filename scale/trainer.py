@@ -12,10 +12,10 @@ from scale.checkpoint.rng import load_rng_state, rng_state, seed_all
 from scale.checkpoint.store import Checkpoints
 from scale.config.optim import OptimConfig, ScheduleConfig, SpikeConfig
 from scale.config.run import CheckpointConfig, EarlyStop, ProfileConfig
-from scale.data.files import new_folder
 from scale.errors import ScaleError
+from scale.files import new_folder, write_atomic
 from scale.monitor.recorder import RunRecorder
-from scale.monitor.run_folder import RunFolder, write_atomic
+from scale.monitor.run_folder import RunFolder
 from scale.objectives.root import Root
 from scale.parallel.single import Single
 from scale.protocols import Judge, Monitor, Objective, Source, Stateful, Strategy, Weights
@@ -106,7 +106,10 @@ class Trainer:
             error: BaseException | None = None
             try:
                 self.checkpoints = Checkpoints(
-                    self.folder.checkpoints, self.checkpoint.keep_last, self.checkpoint.keep_best, self._checkpoint_event
+                    self.folder.checkpoints,
+                    self.checkpoint.keep_last,
+                    self.checkpoint.keep_best,
+                    self._checkpoint_event,
                 )
                 self._resume()
                 self.recorder.start(self.loop.settings.steps, self.loop.done)

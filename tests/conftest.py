@@ -14,7 +14,8 @@ import yaml
 
 torch.set_num_threads(1)  # tests run two at a time on small machines
 
-WORDS = "the quick brown fox jumps over a lazy dog while seven wizards quietly mix potions under old oak trees".split()
+TEXT = "the quick brown fox jumps over a lazy dog while seven wizards quietly mix potions under old oak trees"
+WORDS = TEXT.split()
 
 
 def write_corpus(path: Path, documents: int = 200, seed: int = 0) -> Path:

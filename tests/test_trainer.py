@@ -198,3 +198,18 @@ def test_out_of_memory_in_a_real_run_keeps_every_loss(tmp_path, monkeypatch):
 def test_profile_writes_a_trace(tmp_path):
     build_trainer(run_config(tmp_path, "train.steps=4", profile={"steps": "2-3"})).fit()
     assert (tmp_path / "runs" / "tiny" / "profile" / "trace_2-3.json").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_compiled_training_equals_eager(tmp_path):
+    for mode in ("off", "default"):
+        build_trainer(run_config(tmp_path, f"name=c{mode}", f"compute.compile={mode}", "train.steps=6")).fit()
+    off, compiled = (metrics_of(tmp_path / "runs" / f"c{mode}") for mode in ("off", "default"))
+    assert [r["loss"] for r in compiled[1:]] == pytest.approx([r["loss"] for r in off[1:]], rel=1e-4)
+
+
+def test_attention_implementations_agree_on_packed_documents(tmp_path):
+    for name in ("sdpa", "eager"):
+        build_trainer(run_config(tmp_path, f"name={name}", f"compute.attention={name}", "train.steps=4")).fit()
+    a, b = ([r["loss"] for r in metrics_of(tmp_path / "runs" / n)[1:]] for n in ("sdpa", "eager"))
+    assert a == pytest.approx(b, rel=1e-5)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from scale.data.files import new_folder
 from scale.errors import UsageError
+from scale.files import new_folder
 
 
 def export(model: Any, tokenizer: Any | None, out: Path, merge: bool = False) -> Path:

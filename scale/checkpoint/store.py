@@ -20,10 +20,10 @@ from typing import Any
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, contiguous_format
 
-from scale.checkpoint.files import fsync
 from scale.checkpoint.manifest import DamagedCheckpoint, Manifest
 from scale.checkpoint.saved import STATE, Saved, latest_good, quiet_single_process, reason, saved_in
 from scale.errors import ScaleError
+from scale.files import fsync
 
 __all__ = ["Checkpoints", "DamagedCheckpoint", "Saved"]
 

@@ -46,9 +46,9 @@ def add_commands(sub: argparse._SubParsersAction) -> None:
         "clean",
         _clean,
         "Write the good rows as JSONL: normalised text, nothing empty, too short, too long or repeated.",
-        "scale data clean python-stdlib data/clean.jsonl --min-chars 200",
+        "scale data clean python-stdlib --out data/clean.jsonl --min-chars 200",
     )
-    clean.add_argument("out", metavar="OUT", help="JSONL file to write (replaced if it exists)")
+    clean.add_argument("--out", metavar="FILE", required=True, help="JSONL file to write (replaced if it exists)")
     clean.add_argument("--min-chars", type=int, default=1, metavar="N", help="drop shorter texts")
     clean.add_argument("--max-chars", type=int, metavar="N", help="drop longer texts")
     clean.add_argument("--near", type=float, metavar="S", help="drop near duplicates of similarity S or more, e.g. 0.8")
@@ -58,9 +58,9 @@ def add_commands(sub: argparse._SubParsersAction) -> None:
         "split",
         _split,
         "Divide rows into train.jsonl and valid.jsonl by hash; the same rows always fall the same way.",
-        "scale data split python-stdlib data/parts --fraction 0.1",
+        "scale data split python-stdlib --out data/parts --fraction 0.1",
     )
-    split.add_argument("out", metavar="FOLDER", help="folder for train.jsonl and valid.jsonl")
+    split.add_argument("--out", metavar="FOLDER", required=True, help="folder for train.jsonl and valid.jsonl")
     split.add_argument(
         "--fraction", type=float, default=0.1, metavar="F", help="share of validation rows (default 0.1)"
     )

@@ -38,7 +38,13 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point. Returns the exit code."""
-    args = make_parser().parse_args(arguments)
+    parser = make_parser()
+    args, rest = parser.parse_known_args(arguments)
+    if hasattr(args, "overrides"):  # argparse takes positional arguments only before the options
+        args.overrides += [word for word in rest if "=" in word and not word.startswith("-")]
+        rest = [word for word in rest if word not in args.overrides]
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         return int(args.run(args) or EXIT_OK)
     except ScaleError as error:

@@ -44,8 +44,8 @@ def add_commands(verbs: Any) -> None:
 def _generate(args: argparse.Namespace) -> int:
     if args.temperature < 0 or args.max_new_tokens < 1 or args.top_k < 0:
         raise UsageError("generate: --temperature and --top-k must be >= 0, --max-new-tokens >= 1")
-    from scale.build import load_model
     from scale.evaluate.generate import generate
+    from scale.load import load_model
 
     model, tokenizer = load_model(args.model, args.step)
     if tokenizer is None:
@@ -60,8 +60,8 @@ def _generate(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from scale.build import load_run
     from scale.checkpoint.export import check_free, export
+    from scale.load import load_run
 
     check_free(args.out)
     model, tokenizer = load_run(args.run_folder, args.step)

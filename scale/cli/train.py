@@ -22,7 +22,10 @@ def add_commands(verbs: Any) -> None:
     train.add_argument("overrides", nargs="*", metavar="key.sub=value", help="values that replace those of the file")
     train.add_argument("--new", action="store_true", help="start a new run named NAME_YYYYmmdd_HHMMSS")
     train.add_argument(
-        "--allow-change", default="", metavar="KEYS", help="comma-separated config keys that may differ from the started run"
+        "--allow-change",
+        default="",
+        metavar="KEYS",
+        help="comma-separated config keys that may differ from the started run",
     )
     train.add_argument("--dry-run", action="store_true", help="print derived numbers and choices, train nothing")
     train.set_defaults(run=_train)

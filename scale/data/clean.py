@@ -12,11 +12,11 @@ from typing import Any
 
 from scale.config.data import RawSource
 from scale.data.columns import ColumnReader
-from scale.data.files import new_files
 from scale.data.sources import place_of
 from scale.data.splitting import hash_of
 from scale.data.tables import Row, lacks_answer, normalised, read_rows, reader_for
 from scale.errors import MissingExtra, UsageError
+from scale.files import new_files
 
 EXAMPLES = 3
 _SHINGLE = 5

@@ -15,12 +15,12 @@ from scale.config.data import DataConfig, PackedSource, RawSource, Source, Token
 from scale.data import tokenizer as tokenizers
 from scale.data.columns import RawDocument
 from scale.data.documents import FORMAT, Documents, Manifest, PackedRows, TokenStore
-from scale.data.files import cached_folder, new_folder
 from scale.data.ingest import write_store
 from scale.data.sources import describe, documents
 from scale.data.splitting import below, hash_of
 from scale.data.store import Dtype
 from scale.errors import UsageError
+from scale.files import cached_folder, new_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -18,7 +18,9 @@ def generate(
 ) -> list[str]:
     """Continue each prompt (an empty one starts a document). temperature 0 is greedy. Returns prompt + continuation."""
     eos = tokenizer.eos_token_id
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature > 0 else {"do_sample": False}
+    sampling = (
+        {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature > 0 else {"do_sample": False}
+    )
     out = []
     was_training = model.training
     model.eval()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Size, Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from scale.config.model import ModelConfig
@@ -22,7 +22,7 @@ from scale.protocols import Weights
 def model_config(config: ModelConfig, vocab_size: int | None = None) -> PretrainedConfig:
     """The Hugging Face config that `model:` describes. Raises UsageError for unknown overrides or an unreadable path."""
     if config.preset is not None:
-        built = _checked(lambda: preset_config(config.preset, vocab_size, config.overrides), config)  # type: ignore[arg-type]
+        built = _checked(lambda: preset_config(config.preset, vocab_size, config.overrides), config)
     else:
         assert config.path is not None
         built = _checked(lambda: AutoConfig.from_pretrained(config.path, **config.overrides), config)
@@ -91,7 +91,7 @@ def materialise(model: nn.Module, weights: Weights, device: torch.device) -> Non
             param.copy_(weights(name, param.shape))
     for module in model.modules():
         _remake_rotary(module, device)
-    if hasattr(model, "tie_weights"):
+    if isinstance(model, PreTrainedModel):
         model.tie_weights()
 
 
@@ -99,14 +99,14 @@ def _remake_rotary(module: nn.Module, device: torch.device) -> None:
     """Rotary frequencies are buffers outside the state dict: `to_empty` leaves garbage in them."""
     if "original_inv_freq" in module._buffers:
         with torch.device(device):
-            fresh: nn.Module = type(module)(module.config)  # type: ignore[call-arg]
+            fresh: nn.Module = type(module)(module.config)
         for name, buffer in fresh.named_buffers():
             module.register_buffer(name, buffer, persistent=False)
 
 
 def set_recompute(model: nn.Module, every: int) -> int:
     """Activation checkpointing of every `every`-th decoder layer; returns how many layers it covers."""
-    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     if not layers:
         raise UsageError(f"compute.recompute = {every}: {type(model).__name__} does not support it (use off)")
     again = partial(checkpoint, use_reentrant=False)

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from scale.checkpoint.files import write_atomic
 from scale.errors import ScaleError
+from scale.files import write_atomic
 from scale.protocols import Score, StepReport
 
 WINDOW = 30

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from scale.checkpoint.files import write_atomic as write_atomic
 from scale.errors import ScaleError, UsageError
 
 

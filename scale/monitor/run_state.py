@@ -15,8 +15,8 @@ from typing import Any, Literal
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from scale.checkpoint.files import write_atomic
 from scale.errors import ScaleError
+from scale.files import write_atomic
 from scale.monitor.records import finite
 
 Status = Literal["initializing", "running", "paused", "completed", "failed", "cancelled"]

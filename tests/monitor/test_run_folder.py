@@ -12,7 +12,8 @@ import pytest
 
 from scale.checkpoint import files
 from scale.errors import EXIT_USAGE, ScaleError, UsageError
-from scale.monitor.run_folder import RunFolder, new_name, write_atomic
+from scale.files import write_atomic
+from scale.monitor.run_folder import RunFolder, new_name
 
 HOLD = """
 import sys

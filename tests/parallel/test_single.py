@@ -8,7 +8,6 @@ from scale.objectives.root import Root
 from scale.parallel.single import Single
 from tests.train.parts import Numbers, Squares, network, stepper
 
-
 ADAMW = OptimConfig()
 
 

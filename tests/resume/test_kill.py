@@ -68,7 +68,11 @@ def kill_once(path: Path, folder: Path, during_save: bool, rng: random.Random) -
         if during_save and half_written(folder) and first is not None and rows(folder) != first:
             time.sleep(rng.uniform(0, 0.02))
             break
-        if first is None and (folder / "run_state.json").exists() and '"running"' in (folder / "run_state.json").read_text():
+        if (
+            first is None
+            and (folder / "run_state.json").exists()
+            and '"running"' in (folder / "run_state.json").read_text()
+        ):
             first = rows(folder)
         if not during_save and first is not None and rows(folder) >= first + goal:
             time.sleep(rng.uniform(0, 0.05))

@@ -1,0 +1,133 @@
+"""Files that appear whole or not at all, whatever happens: written aside, forced to disk, put in place by one rename."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from scale.errors import ScaleError, UsageError
+
+
+def fsync(path: Path) -> None:
+    """Force a file, or the list of names in a folder, to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace `path` by `text` (UTF-8): at any instant, and after a power cut, it is wholly old or wholly new.
+
+    One writer per file: what a killed one left beside it, the next write overwrites.
+    Raises ScaleError if it cannot be written (disk full, read-only folder).
+    """
+    aside = path.with_name(f".{path.name}.tmp")
+    try:
+        with aside.open("w", encoding="utf-8", newline="") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(aside, path)  # noqa: PTH105 (the call that the crash tests watch)
+        fsync(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise ScaleError(
+            f"{path}: cannot be written: {error.strerror or error} (free the disk or check rights)"
+        ) from None
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def explained(target: Path) -> Iterator[None]:
+    """Turn failures of writing `target` into one line: full disk, read-only folder, Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise ScaleError(f"{target}: stopped by Ctrl-C; nothing was kept") from None
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ScaleError(
+                f"{target}: the disk is full; free some space or write elsewhere; nothing was kept"
+            ) from None
+        raise UsageError(f"{target}: cannot be written ({error.strerror or error}); choose another place") from None
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A temporary sibling that becomes `target` when the block ends well and vanishes when it does not."""
+    with explained(target):
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise UsageError(f"{target}: exists already; choose another place or delete it first")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+        try:
+            yield aside
+            for file in aside.rglob("*"):
+                fsync(file)
+            aside.chmod(0o755)  # mkdtemp makes folders that only their owner can read
+            aside.replace(target)
+            fsync(target.parent)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def new_files(*targets: Path) -> Iterator[list[IO[bytes]]]:
+    """Open temporary siblings that all replace their targets when the block ends well."""
+    with explained(targets[0]):
+        asides: list[Path] = []
+        files: list[IO[bytes]] = []
+        try:
+            for target in targets:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+                asides.append(Path(name))
+                files.append(os.fdopen(descriptor, "wb"))
+            yield files
+            for file in files:
+                file.flush()
+                os.fsync(file.fileno())
+            for aside, target in zip(asides, targets, strict=True):
+                aside.chmod(0o644)
+                aside.replace(target)
+        finally:
+            for aside in asides:
+                aside.unlink(missing_ok=True)
+            for file in files:
+                with suppress(OSError):  # flushing to a full disk fails once more; the file is gone already
+                    file.close()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder`/.lock against other processes; waits for whoever holds it. A killed holder frees it."""
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / ".lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def cached_folder(target: Path, write: Callable[[Path], object]) -> None:
+    """Run `write(folder)` unless `target` is there already; two processes never write it at once."""
+    if target.exists():
+        return
+    with locked(target.parent):
+        if target.exists():  # written while we waited
+            return
+        for stale in target.parent.glob(f".{target.name}.*.tmp"):  # left by a killed process: we hold the lock
+            shutil.rmtree(stale, ignore_errors=True)
+        with new_folder(target) as aside:
+            write(aside)

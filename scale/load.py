@@ -1,0 +1,73 @@
+"""Models back from disk: from a run's checkpoint or from a Hugging Face folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from scale.checkpoint.saved import Saved, latest_good, saved_in
+from scale.config import load_config
+from scale.config.model import ModelConfig
+from scale.errors import ScaleError, UsageError
+from scale.models.adapters import add_adapter
+from scale.models.build import build_model, is_model_folder, model_config
+from scale.monitor.run_folder import RunFolder
+
+
+def load_run(folder: str | Path, step: int | None = None) -> tuple[Any, Any]:
+    """Model (CPU, eval mode) and tokenizer (None if there is none) of a run's newest good checkpoint, or the one at `step`.
+
+    Raises UsageError if the folder is no run or has no such checkpoint, DamagedCheckpoint if that one is damaged.
+    """
+    run = RunFolder(Path(folder))
+    if not run.config.exists():
+        raise UsageError(f"{folder}: not a run folder (it has no config.yaml)")
+    config = load_config(run.config)
+    saved = _find(run, step)
+    hf_config = AutoConfig.from_pretrained(run.model)
+    if config.adapter is None:
+        model: Any = AutoModelForCausalLM.from_config(hf_config, dtype=torch.float32)
+    else:
+        base, _ = build_model(config.model, hf_config, "sdpa", config.seed)
+        model = add_adapter(base, config.adapter, config.seed)
+    ours = {f"model/{name}": tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()}
+    trained = [name for name in saved.shapes() if name.startswith("model/")]
+    for name in trained:
+        if name not in ours:
+            raise ScaleError(
+                f"{saved.path}: holds {name.removeprefix('model/')}, which the model of {run.model} has not"
+            )
+    saved.read({name: ours[name] for name in trained})
+    tokenizer = AutoTokenizer.from_pretrained(run.model) if (run.model / "tokenizer.json").exists() else None
+    return model.eval(), tokenizer
+
+
+def _find(run: RunFolder, step: int | None) -> Saved:
+    found = saved_in(run.checkpoints)
+    if step is None:
+        saved = latest_good(run.checkpoints, Console(stderr=True).print)
+    else:
+        saved = next((s for s in found if s.step == step), None)
+    if saved is None:
+        have = ", ".join(str(s.step) for s in found) or "none"
+        raise UsageError(
+            f"{run.checkpoints}: no checkpoint{'' if step is None else f' of step {step}'} (there are: {have})"
+        )
+    if step is not None:
+        saved.verify()
+    return saved
+
+
+def load_model(path: str | Path, step: int | None = None) -> tuple[Any, Any]:
+    """Model and tokenizer of a run folder or of a Hugging Face folder."""
+    if RunFolder(Path(path)).config.exists():
+        return load_run(path, step)
+    if not is_model_folder(path):
+        raise UsageError(f"{path}: neither a run folder (config.yaml) nor a model folder (config.json)")
+    config = ModelConfig(path=str(path))
+    model, _ = build_model(config, model_config(config), "sdpa", seed=0)
+    return model.eval(), AutoTokenizer.from_pretrained(path)
