@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from scale.checkpoint.files import write_atomic
+from scale.files import write_atomic
 from scale.hardware import detect
 from scale.monitor.run_state import read_git
 

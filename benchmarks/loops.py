@@ -9,13 +9,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from benchmarks.work import Clock, Run, Work
 from scale.api import build_trainer
 from scale.data.rows import IGNORE
-from scale.protocols import Group, StepReport
+from scale.protocols import Batch, Group, StepReport
 
 
 def bare(work: Work, folder: Path) -> Run:
@@ -28,12 +28,7 @@ def bare(work: Work, folder: Path) -> Run:
         count = sum(int((batch["targets"] != IGNORE).sum()) for batch in group.batches)
         total = torch.zeros((), device=work.device)
         for batch in group.batches:
-            on_device = {name: tensor.to(work.device, non_blocking=True) for name, tensor in batch.items()}
-            with torch.autocast(work.device.type, torch.bfloat16, enabled=work.precision == "bf16"):
-                out = model(input_ids=on_device["input_ids"], position_ids=on_device["position_ids"], use_cache=False)
-                logits_TV = out.logits.float().flatten(0, 1)
-                loss = F.cross_entropy(logits_TV, on_device["targets"].flatten(), ignore_index=IGNORE, reduction="sum")
-                loss = loss / count
+            loss = _loss(work, model, batch, count)
             loss.backward()
             total += loss.detach()
         if work.config.optim.clip > 0:
@@ -42,7 +37,17 @@ def bare(work: Work, folder: Path) -> Run:
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(total)
+        del loss  # with its graph, before the next forward pass takes memory
     return clock.run(losses)
+
+
+def _loss(work: Work, model: nn.Module, batch: Batch, count: int) -> Tensor:
+    on_device = {name: tensor.to(work.device, non_blocking=True) for name, tensor in batch.items()}
+    with torch.autocast(work.device.type, torch.bfloat16, enabled=work.precision == "bf16"):
+        out = model(input_ids=on_device["input_ids"], position_ids=on_device["position_ids"], use_cache=False)
+        logits_TV = out.logits.float().flatten(0, 1)
+        targets_T = on_device["targets"].flatten()
+        return F.cross_entropy(logits_TV, targets_T, ignore_index=IGNORE, reduction="sum") / count
 
 
 class _StepBegins(transformers.TrainerCallback):
