@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+LARGEST = 10**18
+"""No count of tokens, steps or rows comes near it, and numbers below it fit wherever they are handed on to."""
 _SUFFIX = {"k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 
 
@@ -30,7 +32,9 @@ def _parse_count(value: Any) -> Any:
         number = fractions.Fraction(match[1].replace("_", "")) * _SUFFIX.get(match[2].lower(), 1)
         if number.denominator != 1:
             raise ValueError("is not a whole number")
-        return int(number)
+        value = int(number)
+    if isinstance(value, int) and value > LARGEST:
+        raise ValueError("is beyond every sensible count (at most 10^18)")
     return value
 
 

@@ -122,7 +122,7 @@ class TokenizerConfig(Strict):
 
     path: str | None = None
     """Folder, tokenizer.json or Hugging Face name of an existing tokenizer."""
-    vocab_size: Annotated[Count, Field(ge=258)] | None = None
+    vocab_size: Annotated[Count, Field(ge=258, le=2**20)] | None = None
     """Train a byte-level BPE with this many entries."""
 
     @model_validator(mode="after")

@@ -11,6 +11,9 @@ from scale.config.data import DataConfig
 from scale.config.model import AdapterConfig, ModelConfig
 from scale.config.optim import BatchConfig, OptimConfig, ScheduleConfig, TrainConfig
 
+LARGEST_STEP = 2**30
+"""Tokens in one step; the rows of a step are planned in memory."""
+
 
 class ComputeConfig(Strict):
     """How to compute. `auto` is decided from the hardware and printed with its reason."""
@@ -27,7 +30,7 @@ class ComputeConfig(Strict):
     """Attention implementation of the Hugging Face model. auto: sdpa."""
     recompute: Literal["auto", "off"] | Count = "auto"
     """Activation checkpointing: recompute every k-th layer in the backward pass (1: all). auto: 4 from 100M parameters up."""
-    threads: Count | None = None
+    threads: Annotated[Count, Field(le=1024)] | None = None
     """CPU threads of torch; default: torch's own choice."""
 
 
@@ -136,6 +139,8 @@ class PretrainRun(Strict):
         tokens, seq_len = self.batch.tokens, self.data.seq_len
         if tokens is not None and tokens % seq_len:
             raise ValueError(f"batch.tokens = {tokens} is not a multiple of data.seq_len = {seq_len}")
+        if self.tokens_per_step > LARGEST_STEP:
+            raise ValueError(f"batch: {self.tokens_per_step:,} tokens in one step; at most {LARGEST_STEP:,}")
         if isinstance(self.batch.micro, int) and self.rows_per_step % self.batch.micro:
             raise ValueError(
                 f"batch.micro = {self.batch.micro} does not divide the {self.rows_per_step} rows of a step"

@@ -60,11 +60,15 @@ def parse_value(text: str) -> Any:
 def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Path_, int]]:
     """Content of a YAML mapping and the line (from 1) of every key path in it. Raises UsageError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        raw = path.read_bytes()
+        text = raw.decode("utf-8")
     except FileNotFoundError:
-        raise UsageError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+        raise UsageError(f"{path}: no such file (working folder {Path.cwd()})") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read as a YAML file ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise UsageError(f"{path}:{line}: byte 0x{raw[error.start]:02x} is not UTF-8; save the file as UTF-8") from None
     try:
         content, lines = _parse(text)
     except BadYaml as error:

@@ -141,7 +141,7 @@ def test_an_override_changes_one_alias_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\xff\xfe", "cannot be read as UTF-8"),
+        (b"\xff\xfe", "is not UTF-8"),
         (b"- 1\n", "expected a mapping of keys, found list"),
         (b"", "version: is required"),
     ],
@@ -233,7 +233,7 @@ def test_off_is_a_word(minimal: Path, word: str) -> None:
         ("1_000", 1000),
         ("1e6", 1_000_000),
         ("'90071992547409931'", 90_071_992_547_409_931),  # beyond what a float holds
-        ("1" + "0" * 400, 10**400),
+        ("1" + "0" * 18, 10**18),
     ],
 )
 def test_counts(minimal: Path, text: str, count: int) -> None:
@@ -241,7 +241,23 @@ def test_counts(minimal: Path, text: str, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["0", "-1", "1.5", "1.0005k", "64kb", "k", "''", ".inf", ".nan", "true", "1e400", "null"]
+    "text",
+    [
+        "0",
+        "-1",
+        "1.5",
+        "1.0005k",
+        "64kb",
+        "k",
+        "''",
+        ".inf",
+        ".nan",
+        "true",
+        "1e400",
+        "null",
+        "1" + "0" * 400,
+        "9000000T",
+    ],
 )
 def test_not_counts(minimal: Path, text: str) -> None:
     assert fails(minimal, f"eval.tokens={text}").startswith("command line: eval.tokens")

@@ -38,7 +38,7 @@ def test_the_page_is_up_to_date() -> None:
         ("`data`", "sources", ["list of [`data.sources[]`](#datasources)", "required"]),
         ("`data.sources[]` of `kind: jsonl`", "columns", ["[`data.sources[].columns`](#datasourcescolumns)", "`{text: text}`"]),
         ("`data.sources[]` of `kind: huggingface`", "max_documents", ["count", "none"]),
-        ("`data.tokenizer`", "vocab_size", ["count ≥ 258", "none"]),
+        ("`data.tokenizer`", "vocab_size", ["count ≥ 258 and ≤ 1048576", "none"]),
         ("Runs of", "name", ["name", "required"]),
         ("Runs of", "optim", ["[`optim`](#optim)", "its defaults"]),
         ("`monitor`", "progress", ["`true` or `false`", "`true`"]),
