@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scale.checkpoint import files
+from scale import files
 from scale.errors import EXIT_USAGE, ScaleError, UsageError
 from scale.files import write_atomic
 from scale.monitor.run_folder import RunFolder, new_name
