@@ -75,8 +75,10 @@ def build_trainer(config: PretrainRun, allow: Sequence[str] = ()) -> Trainer:
     if config.compute.threads:
         torch.set_num_threads(config.compute.threads)
     attention = choose_attention(config.compute.attention, hardware)
+    check_length(config)
     prepared = prepare(config.data, progress=config.monitor.progress)
     model = make_model(config, prepared, attention.value)
+    check_memory(model, hardware)
     choices = decide(config, hardware, model, attention)
     if choices.recompute.value != "off":
         set_recompute(model.module, int(choices.recompute.value))
@@ -98,7 +100,9 @@ def build_trainer(config: PretrainRun, allow: Sequence[str] = ()) -> Trainer:
         checkpoint=config.checkpoint,
         strategy=strategy,
         weights=model.weights,
-        judge=(lambda root: make_judge(config, root, objective, strategy, prepared, shape)) if prepared.valid else None,
+        judge=(lambda root: make_judge(config, root, objective, strategy, prepared, shape))
+        if any(documents.tokens for documents in prepared.valid)
+        else None,
         eval_every=config.eval.every,
         early_stop=config.eval.early_stop,
         monitors=monitors,
@@ -161,6 +165,24 @@ def check_same_run(config: PretrainRun, allow: Sequence[str]) -> None:
         )
 
 
+def check_length(config: PretrainRun) -> None:
+    """A wrong model, or rows too long for it, show here, before the data are tokenised. Raises UsageError."""
+    longest = getattr(model_config(config.model), "max_position_embeddings", None)
+    if longest is not None and config.data.seq_len > longest:
+        raise UsageError(f"data.seq_len = {config.data.seq_len}: the model's max_position_embeddings is {longest}")
+
+
+def check_memory(model: Model, hardware: Hardware) -> None:
+    """Raises UsageError where even weights and gradients (fp32) are more than the device has."""
+    size = model_size(model.module)
+    need = state_bytes(size, 0)
+    if need > hardware.memory:
+        raise UsageError(
+            f"model: the weights and gradients of {size.total:,} parameters take {need / 2**30:,.0f} GiB, but "
+            f"{hardware.name} has {hardware.memory / 2**30:,.0f} GiB (use a smaller model or a larger device)"
+        )
+
+
 def make_model(config: PretrainRun, prepared: Prepared, attention: str) -> Model:
     """The model of a config, checked against its data."""
     vocabulary = len(prepared.tokenizer) if prepared.tokenizer is not None else None
@@ -169,11 +191,8 @@ def make_model(config: PretrainRun, prepared: Prepared, attention: str) -> Model
     if max(max_id + 1, vocabulary or 0) > hf_config.vocab_size:
         raise UsageError(
             f"model: its vocabulary has {hf_config.vocab_size} entries, but the data go up to id {max_id} and the "
-            f"tokenizer has {vocabulary} (use model.overrides.vocab_size or another tokenizer)"
+            f"tokenizer has {vocabulary or 'no'} entries (use model.overrides.vocab_size or another tokenizer)"
         )
-    longest = getattr(hf_config, "max_position_embeddings", None)
-    if longest is not None and config.data.seq_len > longest:
-        raise UsageError(f"data.seq_len = {config.data.seq_len}: the model's max_position_embeddings is {longest}")
     module, weights = build_model(config.model, hf_config, attention, config.seed)
     if config.adapter is not None:
         module = add_adapter(module, config.adapter, config.seed)

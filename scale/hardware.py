@@ -107,7 +107,7 @@ def choose_micro_rows(rows: int, seq_len: int, bytes_per_token: int, state_bytes
     most = max(1, int(room / (bytes_per_token * seq_len)))
     if hardware.device == "cpu":
         most = min(most, max(1, 8192 // seq_len))  # beyond that a CPU's caches overflow and nothing is won
-    size = max(n for n in range(1, rows + 1) if rows % n == 0 and n <= most)
+    size = max(n for n in range(1, min(rows, most) + 1) if rows % n == 0)
     return Choice(str(size), f"about {size * seq_len * bytes_per_token / 2**30:.1f} GiB of activations")
 
 

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from scale.checkpoint.saved import Saved, latest_good, saved_in
 from scale.config import load_config
 from scale.config.model import ModelConfig
+from scale.data import tokenizer as tokenizers
 from scale.errors import ScaleError, UsageError
 from scale.models.adapters import add_adapter
 from scale.models.build import build_model, is_model_folder, model_config
@@ -28,6 +29,8 @@ def load_run(folder: str | Path, step: int | None = None) -> tuple[Any, Any]:
         raise UsageError(f"{folder}: not a run folder (it has no config.yaml)")
     config = load_config(run.config)
     saved = _find(run, step)
+    if not is_model_folder(run.model):
+        raise UsageError(f"{run.model}: holds no config.json; run `scale train` on this run again, which writes it")
     hf_config = AutoConfig.from_pretrained(run.model)
     if config.adapter is None:
         model: Any = AutoModelForCausalLM.from_config(hf_config, dtype=torch.float32)
@@ -68,6 +71,8 @@ def load_model(path: str | Path, step: int | None = None) -> tuple[Any, Any]:
         return load_run(path, step)
     if not is_model_folder(path):
         raise UsageError(f"{path}: neither a run folder (config.yaml) nor a model folder (config.json)")
+    if step is not None:
+        raise UsageError(f"--step {step}: {path} is a model folder, which has no steps (leave it out)")
     config = ModelConfig(path=str(path))
     model, _ = build_model(config, model_config(config), "sdpa", seed=0)
-    return model.eval(), AutoTokenizer.from_pretrained(path)
+    return model.eval(), tokenizers.load(str(path))

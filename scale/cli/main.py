@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from scale import __version__
 from scale.cli import data, model, train
-from scale.errors import EXIT_FAILED, EXIT_OK, ScaleError
+from scale.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, ScaleError
 
 EXIT_CODES = """\
 exit codes:
@@ -19,9 +20,16 @@ exit codes:
 """
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments in one line, like every other error. Its sub-parsers are of this class too."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USAGE, f"scale: error: {message} (see `{self.prog} --help`)\n")
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all verbs; each sub-parser sets `run`, a function of the namespace that returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="scale",
         description="Train language models from one laptop to a GPU cluster.",
         epilog=EXIT_CODES,
@@ -56,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("scale: interrupted", file=sys.stderr)
         return 130
     except OSError as error:
-        print(f"scale: error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"scale: error: {place}{' '.join((error.strerror or str(error)).split())}", file=sys.stderr)
         return EXIT_FAILED
 
 

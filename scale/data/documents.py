@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -14,7 +15,7 @@ from scale.errors import UsageError
 
 Split = Literal["train", "valid"]
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 _CHUNK_TOKENS = 1 << 24
 
 
@@ -77,18 +78,34 @@ class Manifest(BaseModel):
     valid: list[Shard]
 
 
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Write `folder`/manifest.json with the hash of its own content."""
+    (folder / MANIFEST).write_bytes(manifest_bytes(manifest.model_dump(mode="json")))
+
+
+def manifest_bytes(body: dict[str, Any]) -> bytes:
+    """The one spelling of a manifest, so that any changed byte shows."""
+    content = json.dumps(body, sort_keys=True)
+    whole = body | {"sha256": hashlib.sha256(content.encode()).hexdigest()}
+    return (json.dumps(whole, indent=1) + "\n").encode()
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Read and check `folder`/manifest.json and the sizes of the files it names. Raises UsageError."""
     place = folder / MANIFEST
     if not place.is_file():
         raise UsageError(f"{folder}: not a token store (no {MANIFEST}); write one with `scale data tokenize`")
     try:
-        content = json.loads(place.read_text(encoding="utf-8"))
+        raw = place.read_bytes()
+        content = json.loads(raw)
     except (OSError, ValueError):
         raise UsageError(f"{place}: not readable as JSON; write the store again with `scale data tokenize`") from None
     version = content.get("version") if isinstance(content, dict) else None
     if version != FORMAT:
         raise UsageError(f"{place}: format version {version!r}, but this program reads {FORMAT}; tokenize again")
+    content.pop("sha256", None)
+    if manifest_bytes(content) != raw:
+        raise UsageError(f"{place}: its content does not match its own SHA-256; the file is damaged, tokenize again")
     try:
         manifest = Manifest.model_validate(content)
     except ValidationError as error:
@@ -211,7 +228,7 @@ def _check_range(doc: int, start: int, stop: int, lengths: np.ndarray) -> None:
 
 def _open(path: Path) -> np.ndarray:
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        return np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
     except (OSError, ValueError, EOFError) as error:

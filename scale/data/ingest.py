@@ -189,7 +189,7 @@ def _progress_bar(place: str, show: bool) -> Iterator[Callable[[int], None]]:
         TextColumn("{task.fields[documents]:,} documents, {task.completed:,} tokens"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=not show) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not show) as bar:
         task = bar.add_task(place, total=None, documents=0)
         count = 0
 

@@ -16,7 +16,7 @@ from scale.data import tokenizer as tokenizers
 from scale.data.columns import RawDocument
 from scale.data.documents import FORMAT, Documents, Manifest, PackedRows, TokenStore
 from scale.data.ingest import write_store
-from scale.data.sources import describe, documents
+from scale.data.sources import describe, documents, place_of
 from scale.data.splitting import below, hash_of
 from scale.data.store import Dtype
 from scale.errors import UsageError
@@ -48,8 +48,8 @@ def prepare(config: DataConfig, progress: bool = True) -> Prepared:
     tokenizer = _one_tokenizer(names, pairs, shared)
     for name, (train, valid) in zip(names, pairs, strict=True):
         _check_ids(name, max(train.max_id, valid.max_id), tokenizer)
-        if not train.tokens:
-            raise UsageError(f"data.sources: {name}: holds no documents to train on")
+        if not (train.lengths > 1).any():
+            raise UsageError(f"data.sources: {name}: no document to train on has two tokens, so none can be predicted")
     trains, valids = [t for t, _ in pairs], [v for _, v in pairs]
     return Prepared(names, [s.weight for s in config.sources], trains, valids, tokenizer)
 
@@ -73,7 +73,8 @@ def tokenize(
 def train_tokenizer(sources: list[RawSource], vocab_size: int, held_out: float) -> PreTrainedTokenizerFast:
     """A BPE over the training side of the sources. Raises UsageError if they hold no text."""
     every = (document for source in sources for document in documents(source) if document.text is not None)
-    return tokenizers.train(_training_side(every, held_out), vocab_size)
+    places = ", ".join(map(place_of, sources)) or "data.sources (all are token ids)"
+    return tokenizers.train(_training_side(every, held_out), vocab_size, place=places)
 
 
 def _training_side(every: Iterable[RawDocument], held_out: float) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
-from scale.data.documents import FORMAT, MANIFEST, Manifest, Shard, Split, StoredFile
+from scale.data.documents import FORMAT, Manifest, Shard, Split, StoredFile, write_manifest
 from scale.errors import UsageError
 
 SHARD_TOKENS = 100_000_000
@@ -59,7 +59,7 @@ class StoreWriter:
             valid=self.shards["valid"],
             **facts,
         )
-        (self.folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        write_manifest(manifest, self.folder)
         return manifest
 
     def close(self) -> None:

@@ -21,17 +21,19 @@ TRAINING_BYTES = 64_000_000
 _PIECE_CHARACTERS = 1 << 16
 
 
-def train(texts: Iterable[str], vocab_size: int, max_bytes: int = TRAINING_BYTES) -> PreTrainedTokenizerFast:
+def train(
+    texts: Iterable[str], vocab_size: int, max_bytes: int = TRAINING_BYTES, place: str = "data"
+) -> PreTrainedTokenizerFast:
     """A byte-level BPE with up to `vocab_size` entries (fewer if the text runs out of pairs); the same text, the same result.
 
-    Longer text is sampled evenly. Id 0 is <|endoftext|>. Raises UsageError if there is no text.
+    Longer text is sampled evenly. Id 0 is <|endoftext|>. Raises UsageError, which names `place`, if there is no text.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     sample = sample_evenly(texts, max_bytes)
     if not sample:
-        raise UsageError(f"data.tokenizer.vocab_size = {vocab_size}: there is no text to train a tokenizer on")
+        raise UsageError(f"{place}: holds no text to train a tokenizer of {vocab_size} entries on")
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -73,10 +75,10 @@ def load(path: str) -> PreTrainedTokenizerFast:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     local = Path(path).expanduser()
+    if not local.exists() and (local.suffix == ".json" or path.startswith(("/", ".", "~"))):
+        raise UsageError(f"{path}: no such file or folder (working folder {Path.cwd()})")
     try:
         if local.suffix == ".json":
-            if not local.is_file():
-                raise UsageError(f"{path}: no such file")
             settings = local.parent / "tokenizer_config.json"
             # tokenizer.json does not say which token ends a text; the settings beside it do
             tokenizer = (
@@ -87,8 +89,6 @@ def load(path: str) -> PreTrainedTokenizerFast:
         else:
             name = str(local) if local.is_dir() else path
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except UsageError:
-        raise
     except Exception as error:  # the tokenizers library raises bare Exception for a malformed file
         raise UsageError(f"{path}: not a tokenizer that can be loaded ({one_line(error)})") from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):

@@ -18,6 +18,9 @@ from scale.errors import UsageError
 from scale.models.presets import preset_config
 from scale.protocols import Weights
 
+_SIZES = {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+          "num_key_value_heads", "head_dim", "max_position_embeddings"}  # fmt: skip
+
 
 def model_config(config: ModelConfig, vocab_size: int | None = None) -> PretrainedConfig:
     """The Hugging Face config that `model:` describes. Raises UsageError for unknown overrides or an unreadable path."""
@@ -29,16 +32,19 @@ def model_config(config: ModelConfig, vocab_size: int | None = None) -> Pretrain
     unknown = [key for key in config.overrides if key not in type(built)().to_dict()]
     if unknown:
         raise UsageError(f"model.overrides.{unknown[0]}: {type(built).__name__} has no such field")
+    for key, value in config.overrides.items():
+        if key in _SIZES and isinstance(value, int) and value < 1:
+            raise UsageError(f"model.overrides.{key} = {value}: should be 1 or more")
     return built
 
 
 def _checked(make: Any, config: ModelConfig) -> Any:
     try:
         return make()
-    except Exception as error:
+    except Exception as error:  # transformers and its validators raise of every kind
         what = f"model.path = {config.path!r}" if config.path else f"model.overrides = {config.overrides}"
-        reason = " ".join(line.strip() for line in str(error).splitlines() if line.strip())[:300]
-        raise UsageError(f"{what}: {reason}") from None
+        kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+        raise UsageError(f"{what}: {kind}{' '.join(str(error).split())[:300]}") from None
 
 
 def build_model(
@@ -60,10 +66,24 @@ def build_model(
     if config.preset is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return AutoModelForCausalLM.from_config(hf_config, dtype=torch.float32, attn_implementation=attention), None
+            return _checked(lambda: _from_config(hf_config, attention), config), None
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(hf_config, dtype=torch.float32, attn_implementation=attention)
+        model = _checked(lambda: _from_config(hf_config, attention), config)
+        if attention in ("sdpa", "eager"):
+            _checked(lambda: _try_shapes(model), config)
     return model, llama_init(seed, hf_config.initializer_range, hf_config.num_hidden_layers)
+
+
+def _from_config(hf_config: PretrainedConfig, attention: str) -> Any:
+    return AutoModelForCausalLM.from_config(hf_config, dtype=torch.float32, attn_implementation=attention)
+
+
+def _try_shapes(model: nn.Module) -> None:
+    """A forward pass without memory: sizes and rates that do not go together show before the run begins."""
+    ids_BL = torch.zeros(1, 2, dtype=torch.long)
+    model(
+        input_ids=ids_BL, position_ids=ids_BL, attention_mask=torch.ones(1, 1, 2, 2, dtype=torch.bool), use_cache=False
+    )
 
 
 def llama_init(seed: int, std: float, layers: int) -> Weights:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scale.data.documents import PackedRows, TokenStore
+from scale.data.documents import PackedRows, TokenStore, manifest_bytes, read_manifest
 from scale.data.store import StoreWriter, choose_dtype
 from scale.errors import UsageError
 
@@ -80,20 +80,31 @@ def test_damage_is_one_line(tmp_path):
     file.write_bytes(good)
     manifest = tmp_path / "manifest.json"
     content = json.loads(manifest.read_text())
+    del content["sha256"]
     for change, message in [
-        ({"version": 9}, "format version 9, but this program reads 1"),
+        ({"version": 9}, "format version 9, but this program reads 2"),
         ({"max_id": "x"}, "max_id: .*damaged"),
         (
             {"train": [content["train"][0] | {"ids": content["train"][0]["ids"] | {"name": "../x"}}]},
             "leaves the folder",
         ),
     ]:
-        manifest.write_text(json.dumps(content | change))
+        manifest.write_bytes(manifest_bytes(content | change))
         with pytest.raises(UsageError, match=message):
             TokenStore(tmp_path, "train")
     manifest.write_text("{")
     with pytest.raises(UsageError, match="not readable as JSON"):
         TokenStore(tmp_path, "train")
+
+
+def test_any_changed_byte_of_a_manifest_shows(tmp_path):
+    write(tmp_path, [("train", [1, 2, 3], None), ("valid", [4, 5], None)])
+    manifest = tmp_path / "manifest.json"
+    good = manifest.read_bytes()
+    for i in range(len(good)):
+        manifest.write_bytes(good[:i] + bytes([good[i] ^ 1]) + good[i + 1 :])
+        with pytest.raises(UsageError, match=r"manifest\.json: "):
+            read_manifest(tmp_path)
 
 
 def test_dtype_is_the_narrowest_that_fits(tmp_path):

@@ -66,7 +66,7 @@ def test_sample_is_even_and_bounded():
 
 
 def test_errors_are_one_line(tmp_path, small):
-    with pytest.raises(UsageError, match=r"no text to train a tokenizer on"):
+    with pytest.raises(UsageError, match=r"no text to train a tokenizer of"):
         tokenizers.train([], 300)
     with pytest.raises(UsageError, match=r"none\.json: no such file"):
         tokenizers.load(str(tmp_path / "none.json"))
