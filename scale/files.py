@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -56,12 +57,25 @@ def explained(target: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise ScaleError(f"{target}: stopped by Ctrl-C; nothing was kept") from None
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except ScaleError:
+        raise
+    except Exception as error:
+        number = _os_error_number(error)
+        if number is None:
+            raise
+        if number in (errno.ENOSPC, errno.EDQUOT):
             raise ScaleError(
                 f"{target}: the disk is full; free some space or write elsewhere; nothing was kept"
             ) from None
-        raise UsageError(f"{target}: cannot be written ({error.strerror or error}); choose another place") from None
+        raise UsageError(f"{target}: cannot be written ({os.strerror(number)}); choose another place") from None
+
+
+def _os_error_number(error: Exception) -> int | None:
+    """Of an OSError, and of what libraries in Rust (tokenizers, safetensors) make of one."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 @contextmanager

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from scale.checkpoint.saved import Saved, latest_good, saved_in
 from scale.config import load_config
@@ -45,14 +45,14 @@ def load_run(folder: str | Path, step: int | None = None) -> tuple[Any, Any]:
                 f"{saved.path}: holds {name.removeprefix('model/')}, which the model of {run.model} has not"
             )
     saved.read({name: ours[name] for name in trained})
-    tokenizer = AutoTokenizer.from_pretrained(run.model) if (run.model / "tokenizer.json").exists() else None
+    tokenizer = tokenizers.load(str(run.model)) if (run.model / "tokenizer.json").exists() else None
     return model.eval(), tokenizer
 
 
 def _find(run: RunFolder, step: int | None) -> Saved:
     found = saved_in(run.checkpoints)
     if step is None:
-        saved = latest_good(run.checkpoints, Console(stderr=True).print)
+        saved = latest_good(run.checkpoints, lambda text: print(text, file=sys.stderr))
     else:
         saved = next((s for s in found if s.step == step), None)
     if saved is None:

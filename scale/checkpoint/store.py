@@ -90,7 +90,8 @@ class Checkpoints:
         try:
             self._write(step, tensors, state, val_loss)
         except BaseException as error:  # DCP's CheckpointException is no Exception
-            self._failure = f"{self.folder}: the checkpoint of step {step} could not be written: {reason(error)}"
+            what = f"{self.folder}: the checkpoint of step {step} could not be written: {reason(error)}"
+            self._failure = f"{what} (mend it, then run again)"
             return
         try:
             self._rotate(self._path(step))

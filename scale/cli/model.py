@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,12 @@ def add_commands(verbs: Any) -> None:
 
 
 def _generate(args: argparse.Namespace) -> int:
-    if args.temperature < 0 or args.max_new_tokens < 1 or args.top_k < 0:
-        raise UsageError("generate: --temperature and --top-k must be >= 0, --max-new-tokens >= 1")
+    if not 0 <= args.temperature < math.inf:
+        raise UsageError(f"--temperature {args.temperature:g}: should be 0 (greedy) or more, such as 0.8")
+    for name, least, most in (("max_new_tokens", 1, 2**31), ("top_k", 0, 2**31), ("seed", 0, 2**63 - 1)):
+        if not least <= getattr(args, name) <= most:
+            option = name.replace("_", "-")
+            raise UsageError(f"--{option} {getattr(args, name)}: should be from {least} to {most}")
     from scale.evaluate.generate import generate
     from scale.load import load_model
 

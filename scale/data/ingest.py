@@ -189,7 +189,8 @@ def _progress_bar(place: str, show: bool) -> Iterator[Callable[[int], None]]:
         TextColumn("{task.fields[documents]:,} documents, {task.completed:,} tokens"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not show) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not (show and console.is_terminal)) as bar:
         task = bar.add_task(place, total=None, documents=0)
         count = 0
 

@@ -14,12 +14,15 @@ def add_adapter(model: nn.Module, config: LoraConfig, seed: int) -> nn.Module:
     from peft import LoraConfig as PeftLora  # a slow import that most runs do not need
     from peft import get_peft_model
 
-    linear = {name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    linear = {name.rsplit(".", 1)[-1]: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     missing = [t for t in config.targets if t not in linear]
     if missing:
         raise UsageError(
             f"adapter.targets: {missing[0]!r} is no linear module here (there are: {', '.join(sorted(linear))})"
         )
+    full = max(min(linear[t].weight.shape) for t in config.targets)
+    if config.rank > full:
+        raise UsageError(f"adapter.rank = {config.rank}: the matrices of adapter.targets have a rank of at most {full}")
     lora = PeftLora(
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]  # peft scales by alpha / r, floats included

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Size, Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils.logging import disable_progress_bar
 
 from scale.config.model import ModelConfig
 from scale.errors import UsageError
@@ -28,6 +30,7 @@ def model_config(config: ModelConfig, vocab_size: int | None = None) -> Pretrain
         built = _checked(lambda: preset_config(config.preset, vocab_size, config.overrides), config)
     else:
         assert config.path is not None
+        _check_path(config.path, config.init != "random")
         built = _checked(lambda: AutoConfig.from_pretrained(config.path, **config.overrides), config)
     unknown = [key for key in config.overrides if key not in type(built)().to_dict()]
     if unknown:
@@ -36,6 +39,18 @@ def model_config(config: ModelConfig, vocab_size: int | None = None) -> Pretrain
         if key in _SIZES and isinstance(value, int) and value < 1:
             raise UsageError(f"model.overrides.{key} = {value}: should be 1 or more")
     return built
+
+
+def _check_path(path: str, with_weights: bool) -> None:
+    """Plain words for what transformers calls a bad repository name. Raises UsageError."""
+    folder = Path(path)
+    if path.startswith(("/", ".", "~")) and not folder.is_dir():
+        raise UsageError(f"model.path = {path!r}: no such folder (working folder {Path.cwd()})")
+    if with_weights and is_model_folder(folder) and not any(folder.glob("*.safetensors")):
+        raise UsageError(
+            f"model.path = {path!r}: holds no .safetensors file; others (pytorch_model.bin) may run code when opened and "
+            "are not read: save the model again with save_pretrained"
+        )
 
 
 def _checked(make: Any, config: ModelConfig) -> Any:
@@ -55,14 +70,9 @@ def build_model(
     Presets are made on the meta device, with a `Weights` that draws each parameter from its own seeded generator: the
     values do not depend on how the model is sharded. Pretrained models come loaded (`Weights` is None).
     """
-    if config.path is not None and config.init != "random":
-        model = _checked(
-            lambda: AutoModelForCausalLM.from_pretrained(
-                config.path, dtype=torch.float32, attn_implementation=attention, use_safetensors=True
-            ),
-            config,
-        )
-        return model, None
+    path = config.path
+    if path is not None and config.init != "random":
+        return _checked(lambda: _pretrained(path, attention), config), None
     if config.preset is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -72,6 +82,24 @@ def build_model(
         if attention in ("sdpa", "eager"):
             _checked(lambda: _try_shapes(model), config)
     return model, llama_init(seed, hf_config.initializer_range, hf_config.num_hidden_layers)
+
+
+def _pretrained(path: str, attention: str) -> Any:
+    if not sys.stderr.isatty():
+        disable_progress_bar()
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        path,
+        dtype=torch.float32,
+        attn_implementation=attention,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,  # or it only points to a report that it prints
+        output_loading_info=True,
+    )
+    model, found = loaded
+    wrong = sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])})
+    if wrong:  # transformers has filled them at random
+        raise ValueError(f"{len(wrong)} of its weights do not fit its config.json, the first is {wrong[0]}")
+    return model
 
 
 def _from_config(hf_config: PretrainedConfig, attention: str) -> Any:

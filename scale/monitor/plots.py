@@ -38,7 +38,9 @@ def plot_run(folder: str | Path | Sequence[str | Path], out: str | Path | None =
         out.mkdir(parents=True, exist_ok=True)
         return [_draw(runs, draw, out / f"{prefix}{name}.png", panels) for name, (draw, panels) in _PICTURES.items()]
     except OSError as error:
-        raise ScaleError(f"{out}: pictures cannot be written: {error.strerror}") from None
+        raise ScaleError(
+            f"{out}: pictures cannot be written: {error.strerror} (choose another place with --out)"
+        ) from None
 
 
 def smooth(values: np.ndarray, window: int, average: Average) -> tuple[np.ndarray, np.ndarray]:

@@ -43,7 +43,9 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             handle = (self.path / ".lock").open("a+", encoding="ascii")
         except OSError as error:
-            raise ScaleError(f"{self.path}: no run can be written here: {error.strerror}") from None
+            raise ScaleError(
+                f"{self.path}: no run can be written here: {error.strerror} (choose another runs_dir)"
+            ) from None
         with handle:
             try:
                 fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
