@@ -163,7 +163,7 @@ def test_lengths_in_tokens_and_epochs(tmp_path):
     by_tokens = build_trainer(run_config(tmp_path, train={"tokens": 5000}))
     assert by_tokens.loop.settings.steps == 10  # 512 a step
     by_epochs = build_trainer(run_config(tmp_path, train={"epochs": 2}))
-    documents = by_epochs.source.groups.reader.documents[0]
+    documents = by_epochs.source.blocks.reader.documents[0]
     assert by_epochs.loop.settings.steps == -(-2 * documents.tokens // 512)
 
 

@@ -22,10 +22,11 @@ window are shuffled."""
 
 @dataclass(frozen=True)
 class Plan:
-    """The rows of one step. `drawn` counts the tokens drawn so far from each source, this step included."""
+    """The rows of one step, `tokens` in all. `drawn` counts those drawn so far from each source, this step included."""
 
     rows: list[Row]
     seq_len: int
+    tokens: int
     drawn: tuple[int, ...]
 
 
@@ -73,11 +74,12 @@ class Planner:
             self.pending = self.pending + self._window(carried, seq_len)
             carried = []
         rows, self.pending = self.pending[:wanted], self.pending[wanted:]
+        before = sum(self.drawn)
         for row in rows:
             for span in row:
                 self.drawn[span.source] += span.length
         self.groups += 1
-        return Plan(rows, seq_len, tuple(self.drawn))
+        return Plan(rows, seq_len, sum(self.drawn) - before, tuple(self.drawn))
 
     def _window(self, carried: list[Span], seq_len: int) -> list[Row]:
         spans, positions = list(carried), sum(s.length for s in carried)

@@ -14,6 +14,8 @@ from scale.data.packing import Row
 IGNORE = -100
 """Target of a position that is not learned."""
 
+NAMES = ("input_ids", "targets", "position_ids", "segment_ids")
+
 
 class RowReader:
     """Reads the tokens of planned rows. Picklable, stateless: any worker may read any row.
@@ -25,13 +27,11 @@ class RowReader:
     def __init__(self, documents: Sequence[Documents], cross_documents: bool = False, pad_id: int = 0):
         self.documents, self.cross_documents, self.pad_id = documents, cross_documents, pad_id
 
-    def batch(self, rows: Sequence[Row], seq_len: int) -> dict[str, Tensor]:
-        """int64 tensors (B, L): input_ids, targets (already shifted; -100 = not learned), position_ids, segment_ids."""
-        shape_BL = (len(rows), seq_len)
-        input_BL = np.full(shape_BL, self.pad_id, dtype=np.int64)
-        targets_BL = np.full(shape_BL, IGNORE, dtype=np.int64)
-        position_BL = np.zeros(shape_BL, dtype=np.int64)
-        segment_BL = np.zeros(shape_BL, dtype=np.int64)
+    def block(self, rows: Sequence[Row], seq_len: int) -> Tensor:
+        """All tensors of some rows in one, int64 (4, B, L) in the order of `NAMES`: one piece of shared memory to pass."""
+        block_4BL = np.zeros((len(NAMES), len(rows), seq_len), dtype=np.int64)
+        input_BL, targets_BL, position_BL, segment_BL = block_4BL
+        input_BL[:], targets_BL[:] = self.pad_id, IGNORE
         for b, row in enumerate(rows):
             at = 0
             for s, span in enumerate(row):
@@ -48,5 +48,13 @@ class RowReader:
         if self.cross_documents:
             position_BL[:] = np.arange(seq_len)
             segment_BL[:] = 0
-        named = {"input_ids": input_BL, "targets": targets_BL, "position_ids": position_BL, "segment_ids": segment_BL}
-        return {name: torch.from_numpy(array) for name, array in named.items()}
+        return torch.from_numpy(block_4BL)
+
+    def batch(self, rows: Sequence[Row], seq_len: int) -> dict[str, Tensor]:
+        """int64 tensors (B, L): input_ids, targets (already shifted; -100 = not learned), position_ids, segment_ids."""
+        return unstack(self.block(rows, seq_len))
+
+
+def unstack(block_4BL: Tensor) -> dict[str, Tensor]:
+    """The named tensors of a block, as views."""
+    return dict(zip(NAMES, block_4BL, strict=True))

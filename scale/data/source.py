@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,26 +14,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from scale.data.planner import Plan, Planner
-from scale.data.rows import RowReader
+from scale.data.rows import RowReader, unstack
 from scale.protocols import Group, StepReport
 
 
-class _Groups(Dataset[Group]):
-    """Map-style dataset whose index is a plan: what worker processes run."""
+class _Blocks(Dataset[tuple[Plan, Tensor]]):
+    """Map-style dataset whose index is a plan: what worker processes run. Gives this rank's rows as one block, and the
+    plan without its rows, which would travel back for nothing."""
 
-    def __init__(self, reader: RowReader, names: Sequence[str], micro_tokens: int, rank: int, world_size: int):
-        self.reader, self.names, self.micro_tokens = reader, names, micro_tokens
-        self.rank, self.world_size = rank, world_size
+    def __init__(self, reader: RowReader, rank: int, world_size: int):
+        self.reader, self.rank, self.world_size = reader, rank, world_size
 
-    def __getitem__(self, plan: Plan) -> Group:
+    def __getitem__(self, plan: Plan) -> tuple[Plan, Tensor]:
         share = len(plan.rows) // self.world_size
-        rows = plan.rows[self.rank * share : (self.rank + 1) * share]
-        size = self.micro_tokens // plan.seq_len
-        return Group(
-            batches=[self.reader.batch(rows[i : i + size], plan.seq_len) for i in range(0, len(rows), size)],
-            tokens=sum(span.length for row in plan.rows for span in row),
-            seq_len=plan.seq_len,
-            sources=dict(zip(self.names, plan.drawn, strict=True)),
+        return replace(plan, rows=[]), self.reader.block(
+            plan.rows[self.rank * share : (self.rank + 1) * share], plan.seq_len
         )
 
 
@@ -53,33 +51,39 @@ class PackedSource:
         workers: int = 0,
     ):
         self.planner, self.seq_lens = planner, seq_lens
-        self.groups = _Groups(reader, names, micro_tokens, rank, world_size)
+        self.names, self.micro_tokens = names, micro_tokens
+        self.blocks = _Blocks(reader, rank, world_size)
         self.workers = workers
         self._state = planner.snapshot()
         self._ahead: deque[dict[str, Any]] = deque()
-        self._stream: Iterator[Group] | None = None
-
-    def _plans(self) -> Iterator[Plan]:
-        while True:
-            plan = self.planner.next()
-            self._ahead.append(self.planner.snapshot())
-            yield plan
+        self._stream: list[Iterator[tuple[Plan, Tensor]]] = []  # at most one
+        weakref.finalize(self, self._stream.clear)  # also at exit: workers end when their iterator goes
 
     def draw(self) -> Group:
-        if self._stream is None:
+        if not self._stream:
             loader = DataLoader(
-                self.groups,
+                self.blocks,
                 batch_size=None,
-                sampler=self._plans(),
+                sampler=_plans(self.planner, self._ahead),
                 num_workers=self.workers,
                 prefetch_factor=2 if self.workers else None,
-                collate_fn=_as_is,  # type: ignore[arg-type]  # torch expects a list here
+                collate_fn=_as_is,
+                worker_init_fn=_leave_signals_to_the_trainer,
                 generator=torch.Generator().manual_seed(0),  # the default would draw from the global RNG
             )
-            self._stream = iter(loader)
-        group = next(self._stream)
+            self._stream.append(iter(loader))
+        plan, block_4BL = next(self._stream[0])
         self._state = self._ahead.popleft()
-        return group
+        return self._group(plan, block_4BL)
+
+    def _group(self, plan: Plan, block_4BL: Tensor) -> Group:
+        size = self.micro_tokens // plan.seq_len
+        return Group(
+            batches=[unstack(block_4BL[:, i : i + size]) for i in range(0, block_4BL.shape[1], size)],
+            tokens=plan.tokens,
+            seq_len=plan.seq_len,
+            sources=dict(zip(self.names, plan.drawn, strict=True)),
+        )
 
     def rehearse(self) -> Group:
         """The first micro-batch of each row length still to come, read through a throw-away planner."""
@@ -92,7 +96,7 @@ class PackedSource:
                 self.planner.tokens_per_step,
                 lambda _, n=seq_len: n,  # type: ignore[misc]
             )
-            batches.append(self.groups[throwaway.next()].batches[0])
+            batches.append(self._group(*self.blocks[throwaway.next()]).batches[0])
         return Group(batches=batches, tokens=0)
 
     def observe(self, report: StepReport) -> None:
@@ -108,8 +112,30 @@ class PackedSource:
         self.planner.restore(state)
         self._state = self.planner.snapshot()
         self._ahead.clear()
-        self._stream = None
+        self._stream.clear()
 
 
-def _as_is(group: Group) -> Group:
-    return group
+def _plans(planner: Planner, ahead: deque[dict[str, Any]]) -> Iterator[Plan]:
+    """Plans in order; `ahead` receives the planner's state after each. No reference to the source, which may thus die."""
+    while True:
+        plan = planner.next()
+        ahead.append(planner.snapshot())
+        yield plan
+
+
+def _as_is(item: Any) -> Any:
+    return item
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """A cluster signals every process of a job; a worker that died of it would take the checkpoint with it.
+
+    The second SIGTERM does end a worker: so DataLoader can still get rid of one that hangs.
+    """
+
+    def once(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, once)
+    for number in (signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

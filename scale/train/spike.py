@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from statistics import fmean, pstdev
 from typing import Any
+
+import numpy as np
 
 from scale.config.optim import SpikeConfig
 from scale.errors import ScaleError
@@ -39,7 +40,7 @@ class SpikeFilter:
             if not math.isfinite(value):
                 return f"non-finite {name}"
             if self.config.sigma and len(recent) >= self.config.window // 2:
-                limit = fmean(recent) + self.config.sigma * pstdev(recent)
+                limit = np.mean(recent) + self.config.sigma * np.std(recent)
                 if value > limit:
                     return f"spike: {name} {value:.4g} above {limit:.4g}"
         return None

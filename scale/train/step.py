@@ -30,6 +30,22 @@ class StepSettings:
     layer_gradients: int = 0
 
 
+@dataclass
+class _Sums:
+    """Loss and metrics of a group over all ranks, still on the device: [loss, total, count, total, count, ...]."""
+
+    values: Tensor
+    names: list[str]
+    passes: int
+
+    def loss(self) -> float:
+        return float(self.values[0])
+
+    def metrics(self) -> dict[str, float]:
+        values = self.values.tolist()
+        return {name: values[1 + 2 * i] / max(values[2 + 2 * i], 1.0) for i, name in enumerate(self.names)}
+
+
 class BackwardStepper:
     """Implements `scale.protocols.Stepper` by real backward passes. `root` is what the strategy prepared."""
 
@@ -50,7 +66,7 @@ class BackwardStepper:
     def step(self, source: Source) -> StepReport:
         start = time.perf_counter()
         group = source.draw()
-        loss, metrics, passes = self._with_less_memory(lambda: self._gradients(group), group)
+        sums = self._with_less_memory(lambda: self._gradients(group), group)
         step = self.steps_done + 1
         factor = lr_factor(self.settings.schedule, step, self.settings.steps)
         looking = self.settings.layer_gradients > 0 and step % self.settings.layer_gradients == 0
@@ -58,24 +74,24 @@ class BackwardStepper:
             factor,
             self.settings.clip,
             observe=self.gradients if looking else None,
-            veto=lambda norm: self.spikes.judge(loss, norm),
+            veto=lambda norm: self.spikes.judge(sums.loss(), norm),  # read only here: one wait for the device, not two
         )
         self.steps_done = step
         return StepReport(
             step=step,
             kind="skipped" if update.skipped else "full",
-            loss=loss,
+            loss=sums.loss(),
             grad_norm=update.grad_norm,
             lr=self.settings.lr * factor,
             tokens=group.tokens,
-            forward_passes=passes,
-            backward_passes=passes,
+            forward_passes=sums.passes,
+            backward_passes=sums.passes,
             forward_tokens=group.tokens,
             backward_tokens=group.tokens,
             seconds=time.perf_counter() - start,
             seq_len=group.seq_len,
             skipped=update.skipped,
-            metrics=metrics,
+            metrics=sums.metrics(),
             sources=group.sources,
             layer_gradients=self.gradients.last if looking and not update.skipped else {},
         )
@@ -89,38 +105,37 @@ class BackwardStepper:
             self.strategy.discard()
             _set_rng(self.strategy.device, rng)
 
-    def _gradients(self, group: Group) -> tuple[float, dict[str, float], int]:
-        """Accumulate the gradients of a group; returns global loss, metrics and the number of passes.
+    def _gradients(self, group: Group) -> _Sums:
+        """Accumulate the gradients of a group.
 
         The one place where sums become means: each term is divided by its count over all micro-batches and ranks.
         """
-        batches = [self._to_device(batch) for batch in group.split(self.split)]
-        local = [self.objective.counts(batch) for batch in batches]
-        names = list(local[0])
-        counts = self.strategy.all_sum(torch.stack([sum_of(c[name] for c in local) for name in names]).double())
-        if not counts.any():
-            raise ScaleError(f"a batch has nothing to learn: {', '.join(names)} count 0 (are all labels masked?)")
-        denominators = dict(zip(names, counts.clamp(min=1), strict=True))
-        total = torch.zeros((), dtype=torch.float64, device=counts.device)
+        batches = group.split(self.split)
+        denominators = self._denominators(batches)
+        total = torch.zeros((), dtype=torch.float64, device=self.strategy.device)
         metrics: dict[str, Tensor] = {}
         for i, batch in enumerate(batches):
             with self.strategy.accumulate(last=i == len(batches) - 1):
-                out: Loss = self.root(batch)
-                loss = sum_of(
-                    t.weight * t.total / denominators[name].to(t.total.dtype) for name, t in out.terms.items()
-                )
+                out: Loss = self.root(self._to_device(batch))
+                loss = sum_of(term.weight * term.total / denominators[name] for name, term in out.terms.items())
                 self.strategy.backward(loss)
             total += loss.detach()
             for name, term in out.metrics.items():
                 pair = torch.stack([term.total.detach().double(), term.count.double()])
                 metrics[name] = metrics.get(name, torch.zeros_like(pair)) + pair
-        return self._agree(total, metrics, len(batches))
+        values = self.strategy.all_sum(torch.cat([total.view(1), *metrics.values()]))
+        return _Sums(values, list(metrics), len(batches))
 
-    def _agree(self, total: Tensor, metrics: dict[str, Tensor], passes: int) -> tuple[float, dict[str, float], int]:
-        """Loss and metrics over all ranks, in one exchange and one device synchronisation."""
-        values = self.strategy.all_sum(torch.cat([total.view(1), *metrics.values()])).tolist()
-        means = {name: values[1 + 2 * i] / max(values[2 + 2 * i], 1.0) for i, name in enumerate(metrics)}
-        return values[0], means, passes
+    def _denominators(self, batches: list[Batch]) -> dict[str, float]:
+        """Count of each term over all micro-batches and ranks. Raises ScaleError if all are zero."""
+        local = [self.objective.counts(batch) for batch in batches]
+        names = list(local[0])
+        counts = self.strategy.all_sum(
+            torch.stack([sum_of(c[name] for c in local) for name in names]).double()
+        ).tolist()
+        if not any(counts):
+            raise ScaleError(f"a batch has nothing to learn: {', '.join(names)} count 0 (are all labels masked?)")
+        return {name: max(count, 1.0) for name, count in zip(names, counts, strict=True)}
 
     def _with_less_memory(self, run: Callable[[], Any], group: Group) -> Any:
         """Run; when memory does not suffice, halve the micro-batch (the global batch stays) and run again."""

@@ -1,4 +1,6 @@
+import gc
 import json
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -61,6 +63,17 @@ def test_state_is_that_of_the_last_group_drawn_not_of_the_workers():
     ahead, lazy = source(3), source(0)
     draw(ahead, 4), draw(lazy, 4)
     assert ahead.state_dict() == lazy.state_dict()
+
+
+def test_workers_end_with_their_source():
+    before = {p.pid for p in multiprocessing.active_children()}
+    stream = source(2)
+    stream.draw()
+    workers = [p for p in multiprocessing.active_children() if p.pid not in before]
+    assert len(workers) == 2
+    del stream
+    gc.collect()
+    assert not any(p.is_alive() for p in workers)
 
 
 def test_ranks_get_different_rows_that_make_up_the_whole():
