@@ -32,18 +32,23 @@ CURRICULUM = "data.curriculum"
 BASE = {"kind": "jsonl", "path": "corpus.jsonl"}
 CONFIGS = {
     "unknown key": ({"lerning_rate": 1}, ["run.yaml:", "lerning_rate = 1: unknown key"]),
-    "unknown key in a section": ({"optim.learning_rate": 1}, ["run.yaml:", "optim.learning_rate = 1: unknown key", "lr"]),
+    "unknown key in a section": (
+        {"optim.learning_rate": 1}, ["run.yaml:", "optim.learning_rate = 1: unknown key", "lr"]),
     "misspelt key": ({"data.sequence_length": 64}, ["run.yaml:", "did you mean data.seq_len?"]),
-    "misspelt deep key": ({"train.spike.sigm": 3}, ["run.yaml:", "train.spike.sigm = 3", "did you mean train.spike.sigma?"]),
+    "misspelt deep key": (
+        {"train.spike.sigm": 3}, ["run.yaml:", "train.spike.sigm = 3", "did you mean train.spike.sigma?"]),
     "misspelt key in a list": ({"data.sources.0.pth": "x"}, ["run.yaml:", "did you mean data.sources.0.path?"]),
     "misspelt section": ({"modle": {}}, ["run.yaml:", "modle: unknown key; did you mean model?"]),
     "key in the wrong section": ({"seq_len": 64}, ["seq_len = 64: unknown key; did you mean data.seq_len?"]),
     "negative size": ({"batch.sequences": -8}, ["run.yaml:", "batch.sequences = -8: should be greater than 0"]),
     "zero steps": ({"train.steps": 0}, ["run.yaml:", "train.steps = 0: should be greater than 0"]),
     "absurd count": ({"eval.tokens": 10**30}, ["run.yaml:", "eval.tokens = 1000", "at most 10^18"]),
-    "absurd threads": ({"compute.threads": 10**9}, ["compute.threads = 1000000000: should be less than or equal to 1024"]),
-    "absurd batch": ({"batch.sequences": 10**12}, ["batch: 64,000,000,000,000 tokens in one step; at most 1,073,741,824"]),
-    "absurd vocabulary": ({"data.tokenizer.vocab_size": "1B"}, ["vocab_size = '1B': should be less than or equal to 1048576"]),
+    "absurd threads": (
+        {"compute.threads": 10**9}, ["compute.threads = 1000000000: should be less than or equal to 1024"]),
+    "absurd batch": (
+        {"batch.sequences": 10**12}, ["batch: 64,000,000,000,000 tokens in one step; at most 1,073,741,824"]),
+    "absurd vocabulary": (
+        {"data.tokenizer.vocab_size": "1B"}, ["vocab_size = '1B': should be less than or equal to 1048576"]),
     "text for a count": ({"train.steps": "many"}, ["train.steps = 'many': expected a whole number such as 65536, 64k"]),
     "true for a count": ({"train.steps": True}, ["train.steps = True: expected a whole number, not true or false"]),
     "text for a number": ({"optim.lr": "hot"}, ["optim.lr = 'hot': should be a valid number"]),
@@ -51,36 +56,48 @@ CONFIGS = {
     "number for a section": ({"optim": 3}, ["optim = 3: expected a mapping of keys"]),
     "number for a text": ({"name": 7}, ["name = 7: expected text"]),
     "name that leaves the folder": ({"name": "../x"}, ["name = '../x'"]),
-    "steps and tokens": ({"train.tokens": "1M"}, ["run.yaml:", "train: give exactly one of steps, tokens, epochs (given: steps"]),
+    "steps and tokens": (
+        {"train.tokens": "1M"}, ["run.yaml:", "train: give exactly one of steps, tokens, epochs (given: steps"]),
     "no length": ({"train.steps": REMOVED}, ["train: give exactly one of steps, tokens, epochs (given: none)"]),
     "batch not a multiple": (
         {"batch": {"tokens": 1000}}, ["batch.tokens = 1000 is not a multiple of data.seq_len = 64"]),
     "micro does not divide": ({"batch.micro": 3}, ["batch.micro = 3 does not divide the 8 rows of a step"]),
     "curriculum falls": (
         {CURRICULUM: [{"until": 0.5, "seq_len": 32}, {"until": 0.4, "seq_len": 16}]}, ["run.yaml:", "must both rise"]),
-    "curriculum does not divide": ({CURRICULUM: [{"until": 0.5, "seq_len": 24}]}, ["seq_len 24 must divide data.seq_len 64"]),
-    "curriculum too long": ({CURRICULUM: [{"until": 0.5, "seq_len": 128}]}, ["seq_len 128 must be below data.seq_len 64"]),
+    "curriculum does not divide": (
+        {CURRICULUM: [{"until": 0.5, "seq_len": 24}]}, ["seq_len 24 must divide data.seq_len 64"]),
+    "curriculum too long": (
+        {CURRICULUM: [{"until": 0.5, "seq_len": 128}]}, ["seq_len 128 must be below data.seq_len 64"]),
     "no version": ({"version": REMOVED}, ["run.yaml: version: is required"]),
     "version 2": ({"version": 2}, ["run.yaml:", "version = 2: expected 1"]),
-    "unknown stage": ({"kind": "pretrian"}, ["run.yaml:", "kind = 'pretrian': expected 'pretrain'; did you mean pretrain?"]),
+    "unknown stage": (
+        {"kind": "pretrian"}, ["run.yaml:", "kind = 'pretrian': expected 'pretrain'; did you mean pretrain?"]),
     "unknown source": ({"data.sources.0.kind": "json"}, ["data.sources.0.kind = 'json'", "did you mean jsonl?"]),
-    "small vocabulary": ({"data.tokenizer.vocab_size": 257}, ["vocab_size = 257: should be greater than or equal to 258"]),
+    "small vocabulary": (
+        {"data.tokenizer.vocab_size": 257}, ["vocab_size = 257: should be greater than or equal to 258"]),
     "everything held out": ({"data.held_out.fraction": 1}, ["data.held_out.fraction = 1: should be less than 1"]),
     "adapter on a preset": ({"adapter": {"kind": "lora"}}, ["adapter: an adapter on a preset", "use model.path"]),
     "unknown device": ({"compute.device": "gpu"}, ["compute.device = 'gpu': expected 'auto', 'cpu', 'cuda' or 'mps'"]),
     "flash attention on a CPU": (
-        {"compute.device": "cpu", "compute.attention": "flash_attention_2"}, ["compute.attention = 'flash_attention_2'", "use sdpa"]),
+        {"compute.device": "cpu", "compute.attention": "flash_attention_2"},
+        ["compute.attention = 'flash_attention_2'", "use sdpa"]),
     "memory profile on a CPU": (
         {"compute.device": "cpu", "profile": {"steps": "1-2", "memory": True}}, ["profile.memory = true", "need CUDA"]),
-    "rows beyond the model": ({"data.seq_len": 4096}, ["data.seq_len = 4096: the model's max_position_embeddings is 2048"]),
+    "rows beyond the model": (
+        {"data.seq_len": 4096}, ["data.seq_len = 4096: the model's max_position_embeddings is 2048"]),
     "unknown override": ({"model.overrides.hiden": 3}, ["model.overrides.hiden: LlamaConfig has no such field"]),
-    "text for an override": ({"model.overrides.hidden_size": "big"}, ["model.overrides", "'hidden_size'", "expected int"]),
+    "text for an override": (
+        {"model.overrides.hidden_size": "big"}, ["model.overrides", "'hidden_size'", "expected int"]),
     "negative override": ({"model.overrides.num_hidden_layers": -1}, ["num_hidden_layers = -1: should be 1 or more"]),
     "unknown activation": ({"model.overrides.hidden_act": "sqare"}, ["model.overrides", "KeyError: 'sqare'"]),
-    "shapes that do not fit": ({"model.overrides.num_key_value_heads": 3}, ["model.overrides", "'num_key_value_heads': 3", "size"]),
-    "model beyond the memory": ({"model.overrides.hidden_size": 2**28}, ["model: the weights and gradients of", "GiB (use a smaller"]),
-    "tokenizer beyond the model": ({"model.overrides.vocab_size": 100}, ["100 entries", "id 299", "300 entries", "another tokenizer"]),
-    "no such model folder": ({"model": {"path": "./nowhere"}}, ["model.path = './nowhere': no such folder (working folder"]),
+    "shapes that do not fit": (
+        {"model.overrides.num_key_value_heads": 3}, ["model.overrides", "'num_key_value_heads': 3", "size"]),
+    "model beyond the memory": (
+        {"model.overrides.hidden_size": 2**28}, ["model: the weights and gradients of", "GiB (use a smaller"]),
+    "tokenizer beyond the model": (
+        {"model.overrides.vocab_size": 100}, ["100 entries", "id 299", "300 entries", "another tokenizer"]),
+    "no such model folder": (
+        {"model": {"path": "./nowhere"}}, ["model.path = './nowhere': no such folder (working folder"]),
     "no such tokenizer": ({"data.tokenizer": {"path": "/nowhere"}}, ["/nowhere: no such file or folder"]),
 }  # fmt: skip
 
@@ -148,9 +165,10 @@ def lines(*rows):
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
-def array(values, dtype=np.uint16, **options):
+def array(values, dtype=np.uint16, cut=0, **options):
     def write(path):
         np.save(path, np.array(values, dtype=dtype), **options)
+        path.write_bytes(path.read_bytes()[: -cut or None])
 
     return write
 
@@ -173,28 +191,38 @@ DATA = {
     "empty folder": ("folder", "folder", {"kind": "text"}, ["folder: the folder holds no files"]),
     "binary data": ("data.txt", b"a\nb\0\xff", {}, ["data.txt:2: binary data (a NUL byte at byte 1", "expected UTF-8"]),
     "not UTF-8": ("data.txt", b"caf\xe9\n", {}, ["data.txt:1: not UTF-8: byte 0xe9 at byte 3", "convert"]),
-    "truncated JSONL": ("cut.jsonl", lines({"text": "a"}) + b'{"text": "ab', {}, ["cut.jsonl:2: the JSON object is cut off"]),
+    "truncated JSONL": (
+        "cut.jsonl", lines({"text": "a"}) + b'{"text": "ab', {}, ["cut.jsonl:2: the JSON object is cut off"]),
     "not an object": ("list.jsonl", lines({"text": "a"}, [1]), {}, ["list.jsonl:2: expected a JSON object", "[1]"]),
     "missing column": ("col.jsonl", lines({"txt": "a"}), {}, ["col.jsonl:1: no column 'text'", "did you mean 'txt'?"]),
-    "column that is no text": ("col.jsonl", lines({"text": 5}), {}, ["col.jsonl:1: column 'text' holds a number ('5')"]),
+    "column that is no text": (
+        "col.jsonl", lines({"text": 5}), {}, ["col.jsonl:1: column 'text' holds a number ('5')"]),
     "nothing to learn": (
-        "ids.jsonl", lines({"ids": [1, 2], "labels": [-100, -100]}), LABELS, ["ids.jsonl: no document has a token to learn", "labels"]),
+        "ids.jsonl", lines({"ids": [1, 2], "labels": [-100, -100]}), LABELS,
+        ["ids.jsonl: no document has a token to learn", "labels"]),
     "labels of another length": (
         "ids.jsonl", lines({"ids": [1, 2, 3], "labels": [1, 2]}), LABELS, ["ids.jsonl:1: labels has 2 entries and ids 3"]),
-    "negative id": ("ids.jsonl", lines({"ids": [1, -2]}), IDS, ["ids.jsonl:1: ids[1] = -2: token ids are never negative"]),
-    "documents of one token": ("ids.jsonl", lines({"ids": [1]}, {"ids": [2]}), IDS, ["ids.jsonl: no document has a token to learn"]),
+    "negative id": (
+        "ids.jsonl", lines({"ids": [1, -2]}), IDS, ["ids.jsonl:1: ids[1] = -2: token ids are never negative"]),
+    "documents of one token": (
+        "ids.jsonl", lines({"ids": [1]}, {"ids": [2]}), IDS, ["ids.jsonl: no document has a token to learn"]),
     "not Parquet": ("x.parquet", b"no", {}, ["x.parquet: not a readable Parquet file"]),
-    "one document": ("one.txt", b"one document", {}, ["one.txt: data.held_out.fraction = 0.1", "set the fraction to 0"]),
-    "truncated array": ("cut.npy", b"\x93NUMPY\x01\x00", {}, ["cut.npy: not a complete .npy array"]),
-    "array of floats": ("f.npy", array(ROWS, np.float64), {}, ["f.npy: float64 array", "expected uint16, uint32 or int64"]),
-    "array of one dimension": ("a.npy", array(ROWS[0]), {}, ["a.npy: uint16 array of shape (64,): expected rows x seq_len"]),
+    "one document": (
+        "one.txt", b"one document", {}, ["one.txt: data.held_out.fraction = 0.1", "set the fraction to 0"]),
+    "truncated array": ("cut.npy", array(ROWS, cut=10), {}, ["cut.npy: not a complete .npy array"]),
+    "array of floats": (
+        "f.npy", array(ROWS, np.float64), {}, ["f.npy: float64 array", "expected uint16, uint32 or int64"]),
+    "array of one dimension": (
+        "a.npy", array(ROWS[0]), {}, ["a.npy: uint16 array of shape (64,): expected rows x seq_len"]),
     "array of objects": (
         "o.npy", array([[1, Bomb()]], object, allow_pickle=True), {}, ["o.npy: not a complete .npy array", "objects"]),
     "a pickle": ("p.npy", pickle.dumps(Bomb()), {}, ["p.npy: not a complete .npy array"]),
-    "several arrays": ("z.npy", lambda path: np.savez(path.open("wb"), a=ROWS), {}, ["z.npy: not a complete .npy array"]),
+    "several arrays": (
+        "z.npy", lambda path: np.savez(path.open("wb"), a=ROWS), {}, ["z.npy: not a complete .npy array"]),
     "negative array": ("n.npy", array(-ROWS, np.int64), {}, ["n.npy: row 0: token id -63 is negative"]),
     "rows of one token": ("n.npy", array(ROWS[:, :1]), {}, ["data.sources: packed: no document", "two tokens"]),
-    "ids beyond the model": ("v.npy", array(ROWS), {}, ["its vocabulary has 512 entries", "up to id 639", "vocab_size"]),
+    "ids beyond the model": (
+        "v.npy", array(ROWS), {}, ["its vocabulary has 512 entries", "up to id 639", "vocab_size"]),
 }  # fmt: skip
 KINDS = {"jsonl": "jsonl", "txt": "text", "parquet": "parquet", "npy": "packed"}
 
@@ -234,10 +262,13 @@ def change(path, at, value=None):
 @pytest.mark.parametrize(
     ("damage", "fragments"),
     [
-        (lambda s: change(s / "train-00000.tokens.npy", -7, "cut"), ["train-00000.tokens.npy:", "bytes instead of", "tokenize again"]),
+        (lambda s: change(s / "train-00000.tokens.npy", -7, "cut"),
+         ["train-00000.tokens.npy:", "bytes instead of", "tokenize again"]),
         (lambda s: change(s / "manifest.json", 40), ["manifest.json:", "tokenize"]),
-        (lambda s: change(s / "manifest.json", -9), ["manifest.json: its content does not match its own SHA-256", "tokenize again"]),
-        (lambda s: (s / "manifest.json").unlink(), ["store: not a token store (no manifest.json)", "scale data tokenize"]),
+        (lambda s: change(s / "manifest.json", -9),
+         ["manifest.json: its content does not match its own SHA-256", "tokenize again"]),
+        (lambda s: (s / "manifest.json").unlink(),
+         ["store: not a token store (no manifest.json)", "scale data tokenize"]),
         (lambda s: shutil.rmtree(s / "tokenizer"), ["tokenizer: no such file or folder"]),
     ],
 )  # fmt: skip
@@ -286,9 +317,12 @@ def with_config(**changes):
         (with_config(num_hidden_layers=3), {}, ["hf': 9 of its weights do not fit its config.json", "model.layers.2"]),
         (with_config(auto_map={"AutoConfig": "mine.A"}, model_type="mine"), {}, ["hf': The repository", "custom code"]),
         (lambda m: (m / "config.json").write_text("{"), {}, ["hf': It looks like the config file", "not a valid JSON"]),
-        (lambda m: None, {"model.overrides": {"hidden_size": 3}}, ["overrides: would not fit pretrained weights", "init: random"]),
-        (lambda m: None, {"adapter": {"kind": "lora", "targets": ["q"]}}, ["adapter.targets: 'q' is no linear module", "q_proj"]),
-        (lambda m: None, {"adapter": {"kind": "lora", "rank": "1M"}}, ["adapter.rank = 1000000", "a rank of at most 32"]),
+        (lambda m: None, {"model.overrides": {"hidden_size": 3}},
+         ["overrides: would not fit pretrained weights", "init: random"]),
+        (lambda m: None, {"adapter": {"kind": "lora", "targets": ["q"]}},
+         ["adapter.targets: 'q' is no linear module", "q_proj"]),
+        (lambda m: None, {"adapter": {"kind": "lora", "rank": "1M"}},
+         ["adapter.rank = 1000000", "a rank of at most 32"]),
         (lambda m: None, {"data.seq_len": 4096}, ["data.seq_len = 4096: the model's max_position_embeddings is 2048"]),
     ],
 )  # fmt: skip
