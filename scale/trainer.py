@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,7 @@ class Trainer:
                 error = raised
                 raise
             finally:
+                self._let_the_last_save_end()
                 self.recorder.close(outcome, error)
 
     def parts(self) -> dict[str, Stateful]:
@@ -139,6 +141,13 @@ class Trainer:
 
     def _checkpoint_event(self, text: str) -> None:
         self.recorder.event("checkpoint", text)
+
+    def _let_the_last_save_end(self) -> None:
+        """Before the lock goes: the next process removes what looks half-written. Its error is told by `wait` or not at
+        all, as another one is on its way up."""
+        if hasattr(self, "checkpoints"):
+            with suppress(ScaleError):
+                self.checkpoints.wait()
 
     def _save(self, step: int, val_loss: float | None) -> None:
         state = {name: part.state_dict() for name, part in self.parts().items()}
