@@ -1,8 +1,8 @@
 """Tokens per second of whole optimizer steps: this project's loop, Hugging Face Trainer and a bare PyTorch loop.
 
-    python -m benchmarks.train_step                                   # the demo model on this machine
-    python -m benchmarks.train_step --tokens 2048 8192 --rounds 9     # two batch sizes
-    python -m benchmarks.train_step --quick --out /tmp/bench          # half a minute: does it run?
+    python benchmarks/train_step.py                                   # the demo model on this machine
+    python benchmarks/train_step.py --tokens 2048 8192 --rounds 9     # two batch sizes
+    python benchmarks/train_step.py --quick --out /tmp/bench          # half a minute: does it run?
 
 All providers train the same architecture from the same weights with the same AdamW, schedule, clipping and precision
 on the same packed batches, without torch.compile. What the clock sees runs from the start of one step to the start of
@@ -30,6 +30,9 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+
+if __package__ in (None, ""):  # run by path: make the folder above importable
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import RESULTS, bar_plot, line_plot, print_table, summarise, this_machine, write_csv
 from benchmarks.loops import PROVIDERS
@@ -64,7 +67,7 @@ QUICK = (
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.train_step",
+        prog="python benchmarks/train_step.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -61,7 +61,8 @@ class CheckpointConfig(Strict):
     keep_last: Count = 3
     """Newest checkpoints that are kept."""
     keep_best: Annotated[int, Field(ge=0)] = 2
-    """Checkpoints with the lowest held-out loss that are kept beside the last ones."""
+    """Checkpoints with the lowest held-out loss that are kept beside the last ones. Only steps at which the held-out loss
+    is measured count, so let `eval.every` divide `checkpoint.every`."""
 
 
 class WandbConfig(Strict):
