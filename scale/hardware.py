@@ -120,8 +120,8 @@ def peak_flops(hardware: Hardware, precision: str) -> Choice:
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     size = 1024 if hardware.device == "cpu" else 8192
     a = torch.ones(size, size, dtype=dtype, device=hardware.device)
-    seconds = min(_time_product(a) for _ in range(5))
-    return Choice(f"{2 * size**3 / seconds:.4g}", f"measured: best of 5 {precision} products of {size} x {size}")
+    seconds = min(_time_product(a) for _ in range(30))
+    return Choice(f"{2 * size**3 / seconds:.4g}", f"measured: best of 30 {precision} products of {size} x {size}")
 
 
 def _time_product(a: torch.Tensor) -> float:
