@@ -67,8 +67,7 @@ def test_full_disk_of_runs(kilobytes, home, refuse, tmp_path):
 def test_a_full_disk_keeps_the_checkpoint_before(home, refuse, tmp_path):
     with disk(tmp_path / "disk", "size=1m") as folder:
         path = home.write(tmp_path, {"runs_dir": str(folder), "train.steps": 30, "checkpoint.keep_last": 30})
-        refuse("train", path, code=1, fragments=["the checkpoint of step", "No space left"], run=folder / "tiny")
-        assert status(folder / "tiny") == "failed"
+        refuse("train", path, code=1, fragments=[str(folder / "tiny"), "No space left"], run=folder / "tiny")
         steps = whole_checkpoints(folder / "tiny")
         assert 0 < len(steps) < 30
         refuse("generate", folder / "tiny", "--step", "29", fragments=["no checkpoint of step 29", f"{steps[-1]})"])
