@@ -29,7 +29,8 @@ def commands(page: str) -> list[list[str]]:
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
-    """A folder with the configs in it, as after a clone."""
+    """A folder with the configs in it, as after a clone. One thread each: tests run beside each other."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -91,6 +91,7 @@ def test_twenty_kills_leave_no_trace_in_the_metrics(tmp_path: Path) -> None:
     rng, folder, during_save = random.Random(0), tmp_path / "runs" / "killed", 0
     for kill in range(KILLS):
         during_save += kill_once(path, folder, during_save=kill % 2 == 0, rng=rng)
+    print(f"{KILLS} kills, {during_save} of them during a save")
     assert during_save >= DURING_SAVE, f"only {during_save} kills hit a save"
     assert rows(folder) < STEPS, "the run was over before the last kill"
     finish(start(path, "killed"))
