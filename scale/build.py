@@ -226,6 +226,7 @@ def make_source(config: PretrainRun, prepared: Prepared, shape: BatchShape, step
         prepared.weights,
         config.tokens_per_step,
         seq_len_schedule(data, steps),
+        data.seq_len,
         data.packing,
         config.seed,
     )

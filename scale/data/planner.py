@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from scale.data.order import EpochOrder
 from scale.data.packing import Row, Span, best_fit, concat, rejoin
 from scale.errors import UsageError
 
@@ -33,9 +34,9 @@ class Plan:
 class Planner:
     """An endless stream of plans over several sources, mixed by weight in tokens.
 
-    `lengths[i]` are the document lengths (tokens) of source i; `seq_len_of(n)` is the row length of the n-th group.
-    Each epoch visits the documents of a source once, in a new seeded order. Raises UsageError for a source in which no
-    document has two tokens.
+    `lengths[i]` are the document lengths (tokens) of source i; `seq_len_of(n)` is the row length of the n-th group,
+    at most `longest`. Each epoch visits the pieces (`longest` positions at most) of a source's documents once, in a new
+    seeded order. Raises UsageError for a source in which no document has two tokens.
     """
 
     def __init__(
@@ -44,15 +45,16 @@ class Planner:
         weights: Sequence[float],
         tokens_per_step: int,
         seq_len_of: Callable[[int], int],
+        longest: int,
         packing: str = "best-fit",
         seed: int = 0,
     ):
         self.lengths, self.weights, self.seed = lengths, weights, seed
-        self.tokens_per_step, self.seq_len_of = tokens_per_step, seq_len_of
+        self.tokens_per_step, self.seq_len_of, self.longest = tokens_per_step, seq_len_of, longest
         self.pack = {"best-fit": best_fit, "concat": concat}[packing]
-        if not all((n > 1).any() for n in lengths):
+        self.orders = [EpochOrder(i, n, longest, seed) for i, n in enumerate(lengths)]
+        if not all(order.size for order in self.orders):
             raise UsageError("data: a source has no document of two or more tokens, so there is nothing to predict")
-        self.positions = [int(np.maximum(n - 1, 0).sum()) for n in lengths]
         self.groups = 0
         self.windows = 0
         self.epoch = [0] * len(lengths)
@@ -61,7 +63,6 @@ class Planner:
         self.drawn = [0] * len(lengths)  # positions handed out
         self.pending: list[Row] = []
         self.pending_len = 0
-        self._order: list[np.ndarray | None] = [None] * len(lengths)
 
     def next(self) -> Plan:
         """Plan one step."""
@@ -86,9 +87,9 @@ class Planner:
         wanted = max(self.tokens_per_step, WINDOW_ROWS * seq_len)
         while positions < wanted:
             source = self._furthest_behind()
-            if spans and self._epoch_is_over(source) and self.positions[source] >= wanted / 16:
-                break  # or a document would come twice in one window; tiny sources have to
-            spans.append(self._next_document(source))
+            if spans and self._epoch_is_over(source) and self.orders[source].positions >= wanted / 16:
+                break  # or a piece would come twice in one window; tiny sources have to
+            spans.append(self._next_piece(source))
             positions += spans[-1].length
         rows = self.pack(spans, seq_len)
         rng = np.random.default_rng([self.seed, 1, self.windows])
@@ -100,24 +101,16 @@ class Planner:
         return min(range(len(self.lengths)), key=lambda i: (self.taken[i] / self.weights[i], i))
 
     def _epoch_is_over(self, source: int) -> bool:
-        return self.cursor[source] == len(self.lengths[source])
+        return self.cursor[source] == self.orders[source].size
 
-    def _next_document(self, source: int) -> Span:
-        while True:
-            order = self._order[source]
-            if order is None:
-                rng = np.random.default_rng([self.seed, 0, source, self.epoch[source]])
-                self._order[source] = order = rng.permutation(len(self.lengths[source]))
-            if self._epoch_is_over(source):
-                self.cursor[source], self._order[source] = 0, None
-                self.epoch[source] += 1
-                continue
-            doc = int(order[self.cursor[source]])
-            self.cursor[source] += 1
-            positions = int(self.lengths[source][doc]) - 1
-            if positions > 0:  # a single token has nothing to predict
-                self.taken[source] += positions
-                return Span(source, doc, 0, positions)
+    def _next_piece(self, source: int) -> Span:
+        if self._epoch_is_over(source):
+            self.cursor[source] = 0
+            self.epoch[source] += 1
+        span = self.orders[source].span(self.epoch[source], self.cursor[source])
+        self.cursor[source] += 1
+        self.taken[source] += span.length
+        return span
 
     def snapshot(self) -> dict[str, Any]:
         """State now, cheap: lists that later calls replace but never change are shared."""
@@ -139,4 +132,3 @@ class Planner:
         for name in ("epoch", "cursor", "taken", "drawn"):
             setattr(self, name, list(state[name]))
         self.pending = [[Span(*span) for span in row] for row in state["pending"]]
-        self._order = [None] * len(self.lengths)

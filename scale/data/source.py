@@ -95,6 +95,7 @@ class PackedSource:
                 self.planner.weights,
                 self.planner.tokens_per_step,
                 lambda _, n=seq_len: n,  # type: ignore[misc]
+                self.planner.longest,
             )
             batches.append(self._group(*self.blocks[throwaway.next()]).batches[0])
         return Group(batches=batches, tokens=0)

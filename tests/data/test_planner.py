@@ -11,7 +11,7 @@ from scale.data.planner import Planner
 def planner(lengths=None, weights=(1.0,), seq_len=lambda n: 64, tokens=512, packing="best-fit", seed=0):
     if lengths is None:
         lengths = [np.random.default_rng(5).integers(2, 200, 400)]
-    return Planner(lengths, weights, tokens, seq_len, packing, seed)
+    return Planner(lengths, weights, tokens, seq_len, 64, packing, seed)
 
 
 def test_a_plan_has_the_rows_of_one_step():

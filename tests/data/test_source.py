@@ -20,7 +20,7 @@ def lesson(n):
 
 
 def source(workers=0, rank=0, world_size=1):
-    planner = Planner([DOCUMENTS.lengths], [1.0], 256, lesson, seed=3)
+    planner = Planner([DOCUMENTS.lengths], [1.0], 256, lesson, 32, seed=3)
     reader = RowReader([DOCUMENTS])
     return PackedSource(planner, reader, ["docs"], 64, [16, 32], rank, world_size, workers)
 
