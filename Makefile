@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest -n 2
 demo: .venv/core
 	$(BIN)/scale train configs/demo.yaml
 	$(BIN)/scale plot $(DEMO)
-	$(BIN)/scale generate $(DEMO) --prompt "def " --prompt "import " --max-new-tokens 60
+	$(BIN)/scale generate $(DEMO) --prompt "    def __init__(self" --prompt "class Reader(" --max-new-tokens 60 --temperature 0.7
 	rm -rf $(EXPORT)
 	$(BIN)/scale export $(DEMO) --out $(EXPORT)
 	$(BIN)/python examples/check_export.py $(DEMO) $(EXPORT)
