@@ -251,7 +251,6 @@ def make_judge(
     """Held-out loss on the documents kept back from every source."""
     return HeldOut(
         root,
-        objective,
         strategy,
         prepared.valid,
         prepared.names,

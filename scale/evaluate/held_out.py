@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from scale.data.documents import Documents
 from scale.data.packing import Row, Span, best_fit
 from scale.data.rows import RowReader
-from scale.protocols import Objective, Score, Strategy
+from scale.protocols import Score, Strategy
 
 
 class HeldOut:
-    """Implements `scale.protocols.Judge`: mean loss per token over up to `tokens` held-out tokens, shared out among the
-    sources by weight."""
+    """Implements `scale.protocols.Judge`: loss over up to `tokens` held-out tokens, shared out among the sources by weight.
+
+    As in training, each term of the loss is divided by its own count, then weighted. A score's `tokens` is the count of
+    the first term."""
 
     def __init__(
         self,
         root: nn.Module,
-        objective: Objective,
         strategy: Strategy,
         documents: Sequence[Documents],
         names: Sequence[str],
@@ -30,7 +31,7 @@ class HeldOut:
         micro_rows: int,
         cross_documents: bool = False,
     ):
-        self.root, self.objective, self.strategy = root, objective, strategy
+        self.root, self.strategy = root, strategy
         self.reader = RowReader(documents, cross_documents)
         self.seq_len, self.micro_rows = seq_len, micro_rows
         share = tokens / sum(weights)
@@ -41,21 +42,29 @@ class HeldOut:
     def score(self) -> Score:
         was_training = self.root.training
         self.root.eval()
-        sums = torch.zeros(len(self.rows), 2, dtype=torch.float64, device=self.strategy.device)
+        sums: dict[str, Tensor] = {}  # of each term, by source: total and count
+        weights: dict[str, float] = {}
+        nothing = torch.zeros(len(self.rows), 2, dtype=torch.float64, device=self.strategy.device)
         with torch.no_grad():
             for i, rows in enumerate(self.rows.values()):
                 mine = rows[self.strategy.rank :: self.strategy.world_size]
                 for at in range(0, len(mine), self.micro_rows):
                     batch = self.reader.batch(mine[at : at + self.micro_rows], self.seq_len)
                     loss = self.root({k: v.to(self.strategy.device) for k, v in batch.items()})
-                    for term in loss.terms.values():
-                        sums[i, 0] += term.weight * term.total.double()
-                        sums[i, 1] += term.count
+                    for name, term in loss.terms.items():
+                        weights[name] = term.weight
+                        sums.setdefault(name, nothing.clone())[i] += torch.stack([term.total.double(), term.count])
         self.root.train(was_training)
-        sums = self.strategy.all_sum(sums).cpu()
-        by_source = {n: float(s / c) for n, (s, c) in zip(self.rows, sums, strict=True) if c}
-        total, count = sums.sum(0).tolist()
-        return Score(total / max(count, 1.0), int(count), by_source)
+        if not sums:
+            return Score(0.0, 0)
+        sums_TS2 = self.strategy.all_sum(torch.stack(list(sums.values()))).cpu()
+
+        def mean(sums_T2: Tensor) -> float:
+            by_term = zip(weights.values(), sums_T2.tolist(), strict=True)
+            return sum(weight * total / max(count, 1.0) for weight, (total, count) in by_term)
+
+        by_source = {name: mean(sums_TS2[:, i]) for i, name in enumerate(self.rows) if sums_TS2[:, i, 1].any()}
+        return Score(mean(sums_TS2.sum(1)), int(sums_TS2[0, :, 1].sum()), by_source)
 
 
 def held_out_rows(source: int, documents: Documents, tokens: int, seq_len: int) -> list[Row]:

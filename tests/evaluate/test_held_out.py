@@ -19,7 +19,7 @@ B = InMemory([RNG.integers(3, 32, n) for n in RNG.integers(4, 30, 20)])
 def judge(tokens, weights=(1.0, 1.0), micro=2):
     strategy = Single()
     root = strategy.prepare(Root(llama(), CausalLM()), None, None)
-    return HeldOut(root, CausalLM(), strategy, [A, B], ["a", "b"], list(weights), tokens, 32, micro)
+    return HeldOut(root, strategy, [A, B], ["a", "b"], list(weights), tokens, 32, micro)
 
 
 def alone(documents, n):
