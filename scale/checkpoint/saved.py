@@ -15,7 +15,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Size, Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata, StorageMeta
 
 from scale.checkpoint.manifest import DamagedCheckpoint, Manifest, read_manifest, verify
 from scale.errors import ScaleError
@@ -162,6 +162,15 @@ class _RecordUnpickler(pickle.Unpickler):
         super().__init__(handle)
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):
+            return _memory_format
         if name not in _RECORDS.get(module, ()):
             raise pickle.UnpicklingError(f".metadata names {module}.{name}, which no checkpoint needs")
         return super().find_class(module, name)
+
+
+def _memory_format(owner: Any, name: Any) -> _MEM_FORMAT_ENCODING:
+    """Stands in for `getattr`, by which Python 3.11 up to 3.11.3 and some others pickle the members of an enum."""
+    if owner is not _MEM_FORMAT_ENCODING or not isinstance(name, str) or name not in _MEM_FORMAT_ENCODING.__members__:
+        raise pickle.UnpicklingError(f".metadata asks for attribute {name!r} of {owner!r}, which no checkpoint needs")
+    return _MEM_FORMAT_ENCODING[name]

@@ -1,4 +1,4 @@
-"""Text from a model, seeded and streamed to the caller as a whole."""
+"""Text from a model: whole continuations, the same again for the same seed."""
 
 from __future__ import annotations
 

@@ -27,7 +27,8 @@ def plot_run(folder: str | Path | Sequence[str | Path], out: str | Path | None =
     """Write loss.png, schedule.png (learning rate, gradient norm) and throughput.png; return their paths.
 
     Works on finished, dead and running runs. Several folders are drawn on the same axes, as compare_*.png.
-    `out`: folder for the pictures (default: plots/ of the first run). Raises UsageError for a folder without metrics.
+    `out`: folder for the pictures (default: plots/ of the first run). Raises UsageError for a folder without metrics,
+    ScaleError for metrics that are no numbers or pictures that cannot be written.
     """
     folders = [Path(folder)] if isinstance(folder, str | Path) else [Path(f) for f in folder]
     names = _names(folders)
@@ -139,11 +140,16 @@ def _columns(folder: Path) -> Run:
     if not rows:
         raise UsageError(f"{path}: holds no steps yet (wait for the first one)")
     names = ("step", "loss", "val_loss", "learning_rate", "gradient_norm", "tokens_per_second", "step_time_ms")
-    return {name: np.array([_value(row, name) for row in rows], dtype=np.float64) for name in names}
+    return {name: np.array([_value(path, row, name) for row in rows], dtype=np.float64) for name in names}
 
 
-def _value(row: Mapping[str, Any], name: str) -> float:
-    return float("nan") if row.get(name) is None else row[name]
+def _value(path: Path, row: Mapping[str, Any], name: str) -> float:
+    value = row.get(name)
+    if value is None:
+        return float("nan")
+    if not isinstance(value, int | float):
+        raise ScaleError(f"{path}: step {row['step']}: {name} = {value!r}: is no number (restore the file)")
+    return value
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

@@ -8,8 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import IO
 
 from scale.errors import ScaleError, UsageError
+
+_held: dict[tuple[int, Path], object] = {}
+"""Folders locked by this process: (process id, folder), as a forked child inherits the dict but not the locks."""
 
 
 def new_name(name: str) -> str:
@@ -32,30 +36,43 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Make the folder and keep every other process out of it for the duration.
+        """Make the folder and keep everyone else out of it for the duration, within this process too.
 
         The lock is the operating system's: it ends with the process, however that ends (a POSIX lock, which forked data
-        workers that outlive a killed trainer for a moment do not inherit). The file of the lock stays, as
-        deleting it would let two processes lock two different files.
+        workers that outlive a killed trainer for a moment do not inherit). It does not bind its own process, where
+        closing any other handle of the file would even drop it: that is what `_held` is for. The file of the lock
+        stays, as deleting it would let two processes lock two different files.
         Raises UsageError naming the process that has it, ScaleError if the folder cannot be made.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            handle = (self.path / ".lock").open("a+", encoding="ascii")
+            place, ours = (os.getpid(), self.path.resolve()), object()
+            if _held.setdefault(place, ours) is not ours:  # one operation, so that threads cannot both pass
+                raise self._taken_by(str(os.getpid()))
         except OSError as error:
-            raise ScaleError(
-                f"{self.path}: no run can be written here: {error.strerror} (choose another runs_dir)"
-            ) from None
-        with handle:
-            try:
-                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                handle.seek(0)
-                owner = handle.read().strip() or "unknown"
-                raise UsageError(
-                    f"{self.path}: process {owner} is working in this run folder: stop it or choose another name"
-                ) from None
-            handle.truncate(0)
-            handle.write(str(os.getpid()))
-            handle.flush()
-            yield
+            raise self._unwritable(error) from None
+        try:
+            with self._open_lock() as handle:
+                try:
+                    fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    handle.seek(0)
+                    raise self._taken_by(handle.read().strip() or "unknown") from None
+                handle.truncate(0)
+                handle.write(str(os.getpid()))
+                handle.flush()
+                yield
+        finally:
+            del _held[place]
+
+    def _open_lock(self) -> IO[str]:
+        try:
+            return (self.path / ".lock").open("a+", encoding="ascii")
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def _unwritable(self, error: OSError) -> ScaleError:
+        return ScaleError(f"{self.path}: no run can be written here: {error.strerror} (choose another runs_dir)")
+
+    def _taken_by(self, owner: str) -> UsageError:
+        return UsageError(f"{self.path}: process {owner} is working in this run folder: stop it or choose another name")

@@ -19,6 +19,8 @@ from scale.errors import ScaleError
 from scale.files import write_atomic
 from scale.monitor.records import finite
 
+TRANSITIONS = 1000
+"""Phase changes kept: the file is written every few seconds, and phases may alternate every step."""
 Status = Literal["initializing", "running", "paused", "completed", "failed", "cancelled"]
 """paused: stopped on request with a checkpoint, to be continued by the same command."""
 
@@ -49,7 +51,10 @@ class Event:
 
 @dataclass
 class RunState:
-    """All fields of run_state.json. Units: bytes, degrees Celsius, watts, percent; None where there is no GPU or git."""
+    """All fields of run_state.json. Units: bytes, degrees Celsius, watts, percent; None where there is no GPU or git.
+
+    `phase_transitions` holds the last `TRANSITIONS` ones.
+    """
 
     run_name: str
     config_hash: str
@@ -93,6 +98,7 @@ class RunState:
         if row["phase"] is not None and row["phase"] != self.phase:
             self.phase = row["phase"]
             self.phase_transitions.append(Transition(self.step, row["phase"], now()))
+            del self.phase_transitions[:-TRANSITIONS]
         val_loss = finite(row["val_loss"])
         if val_loss is not None and (self.best_val_loss is None or val_loss < self.best_val_loss):
             self.best_val_loss, self.best_val_step = val_loss, self.step
