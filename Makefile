@@ -39,7 +39,7 @@ docs: .venv/dev
 	$(BIN)/python -m scale.config.reference > docs/configuration.md
 
 clean:
-	rm -rf .venv runs exports data build *.egg-info
+	rm -rf .venv build *.egg-info  # never runs, exports or data
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from scale.config import PretrainRun, differences, load_config, to_yaml
+from scale.checks import check_length, check_memory, check_plan, check_same_run
+from scale.config import PretrainRun, to_yaml
 from scale.data.curriculum import seq_len_schedule
 from scale.data.planner import Planner
 from scale.data.prepare import Prepared, prepare
@@ -31,6 +33,7 @@ from scale.hardware import (
 )
 from scale.models.adapters import add_adapter
 from scale.models.build import build_model, model_config, set_recompute
+from scale.models.leak import refuse_leaks
 from scale.models.size import activation_bytes_per_token, flops_per_token, model_size, state_bytes
 from scale.monitor.progress import Progress
 from scale.monitor.run_folder import RunFolder
@@ -42,8 +45,6 @@ from scale.train.facts import BatchShape, run_facts, total_steps
 from scale.trainer import Trainer
 
 STRATEGIES = {"single": Single}
-# What may change between two starts of one run without making it another run.
-MAY_CHANGE = ("monitor.", "checkpoint.", "profile", "data.workers", "data.cache", "compute.threads", "runs_dir")
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,15 @@ def build_trainer(config: PretrainRun, allow: Sequence[str] = ()) -> Trainer:
     check_length(config)
     prepared = prepare(config.data, progress=config.monitor.progress)
     model = make_model(config, prepared, attention.value)
-    check_memory(model, hardware)
+    check_memory(model_size(model.module), hardware)
     choices = decide(config, hardware, model, attention)
     if choices.recompute.value != "off":
         set_recompute(model.module, int(choices.recompute.value))
     shape = BatchShape(config.rows_per_step, int(choices.micro_rows.value), world_size=1)
-    steps = total_steps(config, sum(documents.tokens for documents in prepared.train))
-    flops = flops_per_token(model_size(model.module), model.config, config.data.seq_len)
+    fill = make_planner(config, prepared, steps=1).fill()
+    steps = total_steps(config, sum(documents.tokens for documents in prepared.train), fill)
+    check_plan(config, steps, any(documents.tokens for documents in prepared.valid))
+    flops = partial(flops_per_token, model_size(model.module), model.config)
     strategy = STRATEGIES[config.compute.strategy](hardware.device, choices.precision.value)
     objective = CausalLM()
     trainer = Trainer(
@@ -108,12 +111,15 @@ def build_trainer(config: PretrainRun, allow: Sequence[str] = ()) -> Trainer:
         monitors=monitors,
         layer_gradients=config.monitor.layer_gradients,
         profile=config.profile,
-        facts=gather_facts(config, hardware, choices, prepared, model, shape, steps, flops),
-        flops_per_token=flops,
+        facts=gather_facts(config, hardware, choices, prepared, model, shape, steps, fill, flops),
+        flops_per_token=lambda seq_len: flops(seq_len or config.data.seq_len),
         peak_flops=float(choices.peak_flops.value),
         config_text=to_yaml(config),
         assets=lambda path: save_assets(path, model, prepared),
+        settled=settled(config, choices),
     )
+    if not config.data.cross_documents:
+        refuse_leaks(model.module, model.config.vocab_size)
     if choices.compile.value != "off":
         mode = None if choices.compile.value == "default" else "max-autotune-no-cudagraphs"
         model.module.compile(mode=mode)
@@ -128,7 +134,8 @@ def gather_facts(
     model: Model,
     shape: BatchShape,
     steps: int,
-    flops: float,
+    fill: float,
+    flops: Callable[[int], float],
 ) -> dict[str, Any]:
     """What is printed before training: the machine, every choice with its reason, every derived number."""
     return {
@@ -136,51 +143,28 @@ def gather_facts(
         **{name.replace("_", " "): str(choice) for name, choice in vars(choices).items()},
         "training tokens": sum(documents.tokens for documents in prepared.train),
         "held-out tokens": sum(documents.tokens for documents in prepared.valid),
-        **run_facts(config, model_size(model.module), flops, shape, steps, activation_bytes(model, choices)),
+        **run_facts(config, model_size(model.module), flops, shape, steps, fill, activation_bytes(model, choices)),
     }
+
+
+def settled(config: PretrainRun, choices: Choices) -> dict[str, str]:
+    """What was `auto` and bears on the course of the run: a resumed run must choose the same."""
+    asked: dict[str, Any] = {f"compute.{key}": value for key, value in config.compute.model_dump().items()}
+    asked["batch.micro"] = config.batch.micro
+    made = {
+        "compute.precision": choices.precision,
+        "compute.compile": choices.compile,
+        "compute.attention": choices.attention,
+        "compute.recompute": choices.recompute,
+        "batch.micro": choices.micro_rows,
+    }
+    return {key: choice.value for key, choice in made.items() if asked[key] == "auto"}
 
 
 def activation_bytes(model: Model, choices: Choices) -> int:
     """Estimated activation memory of one token under these choices."""
     every = None if choices.recompute.value == "off" else int(choices.recompute.value)
     return activation_bytes_per_token(model.config, every, 2 if choices.precision.value == "bf16" else 4)
-
-
-def check_same_run(config: PretrainRun, allow: Sequence[str]) -> None:
-    """A run folder belongs to one config. Raises UsageError naming every key that changed and is not allowed to."""
-    path = RunFolder(Path(config.runs_dir) / config.name).config
-    if not path.exists():
-        return
-    changed = {
-        key: values
-        for key, values in differences(load_config(path), config).items()
-        if not key.startswith((*MAY_CHANGE, *allow))
-    }
-    if changed:
-        shown = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in changed.items())
-        keys = ",".join(changed)
-        raise UsageError(
-            f"{path}: this run was started with another config ({shown}). "
-            f"Use another name, --new, or --allow-change {keys}"
-        )
-
-
-def check_length(config: PretrainRun) -> None:
-    """A wrong model, or rows too long for it, show here, before the data are tokenised. Raises UsageError."""
-    longest = getattr(model_config(config.model), "max_position_embeddings", None)
-    if longest is not None and config.data.seq_len > longest:
-        raise UsageError(f"data.seq_len = {config.data.seq_len}: the model's max_position_embeddings is {longest}")
-
-
-def check_memory(model: Model, hardware: Hardware) -> None:
-    """Raises UsageError where even weights and gradients (fp32) are more than the device has."""
-    size = model_size(model.module)
-    need = state_bytes(size, 0)
-    if need > hardware.memory:
-        raise UsageError(
-            f"model: the weights and gradients of {size.total:,} parameters take {need / 2**30:,.0f} GiB, but "
-            f"{hardware.name} has {hardware.memory / 2**30:,.0f} GiB (use a smaller model or a larger device)"
-        )
 
 
 def make_model(config: PretrainRun, prepared: Prepared, attention: str) -> Model:
@@ -218,10 +202,10 @@ def decide(config: PretrainRun, hardware: Hardware, model: Model, attention: Cho
     return replace(choices, micro_rows=micro)
 
 
-def make_source(config: PretrainRun, prepared: Prepared, shape: BatchShape, steps: int) -> PackedSource:
-    """The stream of training batches."""
+def make_planner(config: PretrainRun, prepared: Prepared, steps: int) -> Planner:
+    """Which documents go into which step of a run of this length."""
     data = config.data
-    planner = Planner(
+    return Planner(
         [documents.lengths for documents in prepared.train],
         prepared.weights,
         config.tokens_per_step,
@@ -230,13 +214,19 @@ def make_source(config: PretrainRun, prepared: Prepared, shape: BatchShape, step
         data.packing,
         config.seed,
     )
+
+
+def make_source(config: PretrainRun, prepared: Prepared, shape: BatchShape, steps: int) -> PackedSource:
+    """The stream of training batches."""
+    data = config.data
     return PackedSource(
-        planner,
+        make_planner(config, prepared, steps),
         RowReader(prepared.train, data.cross_documents),
         prepared.names,
         micro_tokens=shape.micro_rows * data.seq_len,
         seq_lens=[lesson.seq_len for lesson in data.curriculum] + [data.seq_len],
         workers=data.workers,
+        fingerprint=prepared.fingerprint(),
     )
 
 

@@ -39,7 +39,7 @@ class Choice:
 
 def detect(device: str = "auto") -> Hardware:
     """Look at this machine. Raises UsageError if the device asked for is not there."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = {"cuda": torch.cuda.is_available(), "cpu": True}
     if device == "auto":
         device = next(name for name, there in available.items() if there)
     if not available[device]:
@@ -52,7 +52,7 @@ def detect(device: str = "auto") -> Hardware:
         facts = torch.cuda.get_device_properties(0)
         return Hardware("cuda", facts.name, facts.total_memory, cores, (facts.major, facts.minor))
     ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Hardware(device, _cpu_name() if device == "cpu" else "Apple GPU", ram, cores)
+    return Hardware(device, _cpu_name(), ram, cores)
 
 
 def choose_precision(asked: str, hardware: Hardware) -> Choice:

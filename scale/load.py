@@ -31,7 +31,7 @@ def load_run(folder: str | Path, step: int | None = None) -> tuple[Any, Any]:
     saved = _find(run, step)
     if not is_model_folder(run.model):
         raise UsageError(f"{run.model}: holds no config.json; run `scale train` on this run again, which writes it")
-    hf_config = AutoConfig.from_pretrained(run.model)
+    hf_config = AutoConfig.from_pretrained(run.model, trust_remote_code=False)
     if config.adapter is None:
         model: Any = AutoModelForCausalLM.from_config(hf_config, dtype=torch.float32)
     else:

@@ -210,12 +210,16 @@ class Source(Stateful, Protocol):
         ...
 
     def publish(self, version: int, params: Callable[[], Iterable[tuple[str, Tensor]]]) -> None:
-        """New weights for rollout engines; nothing elsewhere."""
+        """Called after every step with a way to read the new weights: for rollout engines; nothing elsewhere."""
         ...
 
 
 class Stepper(Stateful, Protocol):
     """Decides how the weights move: by a real backward pass or by a predicted delta."""
+
+    def rehearse(self, source: Source) -> None:
+        """Meet every shape to come without a step and without leaving a trace."""
+        ...
 
     def step(self, source: Source) -> StepReport: ...
 

@@ -13,8 +13,9 @@ from scale.checkpoint.rng import load_rng_state, rng_state, seed_all
 from scale.checkpoint.store import Checkpoints
 from scale.config.optim import OptimConfig, ScheduleConfig, SpikeConfig
 from scale.config.run import CheckpointConfig, EarlyStop, ProfileConfig
-from scale.errors import ScaleError
+from scale.errors import ScaleError, UsageError
 from scale.files import new_folder, write_atomic
+from scale.hardware import detect
 from scale.monitor.recorder import RunRecorder
 from scale.monitor.run_folder import RunFolder
 from scale.objectives.root import Root
@@ -31,7 +32,8 @@ class Trainer:
 
     The same folder used again continues where its newest good checkpoint ended. The model is moved to the strategy's
     device and wrapped; `trainer.model` is the module you gave. `judge` makes a judge from the wrapped module, `assets`
-    writes files that belong to the run into its `model/` folder. Lengths and intervals are in steps.
+    writes files that belong to the run into its `model/` folder. `settled` are automatic choices that a resumed run must
+    share. Without a `strategy` the run is on one device, the GPU if there is one. Lengths and intervals are in steps.
 
     >>> trainer = Trainer(model, source, objective, folder="runs/mine", steps=1000)
     >>> trainer.fit()
@@ -60,17 +62,18 @@ class Trainer:
         layer_gradients: int = 10,
         profile: ProfileConfig | None = None,
         facts: Mapping[str, Any] | None = None,
-        flops_per_token: float | None = None,
+        flops_per_token: Callable[[int | None], float] | None = None,
         peak_flops: float | None = None,
         config_text: str | None = None,
         assets: Callable[[Path], None] | None = None,
+        settled: Mapping[str, str] | None = None,
     ):
         optim = optim or OptimConfig()
         self.model, self.source, self.folder = model, source, RunFolder(Path(folder))
-        self.strategy = strategy or Single()
+        self.strategy = strategy or Single(detect().device)
         self.seed = seed
         self.checkpoint = checkpoint or CheckpointConfig()
-        self.config_text, self.assets = config_text, assets
+        self.config_text, self.assets, self.settled = config_text, assets, dict(settled or {})
         self.root = self.strategy.prepare(Root(model, objective), optim, weights)
         self.recorder = RunRecorder(self.folder, monitors, dict(facts or {}), flops_per_token, peak_flops)
         settings = StepSettings(
@@ -151,7 +154,9 @@ class Trainer:
 
     def _save(self, step: int, val_loss: float | None) -> None:
         state = {name: part.state_dict() for name, part in self.parts().items()}
-        self.checkpoints.save(step, self.strategy.tensors(), {**state, "rng": rng_state()}, val_loss)
+        self.checkpoints.save(
+            step, self.strategy.tensors(), {**state, "rng": rng_state(), "settled": self.settled}, val_loss
+        )
 
     def _resume(self) -> None:
         saved = self.checkpoints.latest_good()
@@ -163,7 +168,13 @@ class Trainer:
         saved.read(tensors)
         self.strategy.restore(tensors)
         state = saved.state()
-        rng = state.pop("rng")
+        rng, settled = state.pop("rng"), state.pop("settled")
+        for key in settled.keys() & self.settled.keys():
+            if settled[key] != self.settled[key]:
+                raise UsageError(
+                    f"{key} = 'auto': was {settled[key]} when the run was started and would be {self.settled[key]} here: "
+                    f"add {key}={settled[key]} --allow-change {key}"
+                )
         parts = self.parts()
         if state.keys() != parts.keys():
             raise ScaleError(f"{saved.path}: holds the state of {sorted(state)}, this run needs {sorted(parts)}")

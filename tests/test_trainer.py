@@ -161,10 +161,11 @@ def test_a_changed_config_is_refused_by_name_unless_allowed(tmp_path):
 
 def test_lengths_in_tokens_and_epochs(tmp_path):
     by_tokens = build_trainer(run_config(tmp_path, train={"tokens": 5000}))
-    assert by_tokens.loop.settings.steps == 10  # 512 a step
+    fill = by_tokens.source.planner.fill()
+    assert 0.8 < fill <= 1 and by_tokens.loop.settings.steps == -(-5000 // (512 * fill))
     by_epochs = build_trainer(run_config(tmp_path, train={"epochs": 2}))
     documents = by_epochs.source.blocks.reader.documents[0]
-    assert by_epochs.loop.settings.steps == -(-2 * documents.tokens // 512)
+    assert by_epochs.loop.settings.steps == -(-2 * documents.tokens // (512 * fill))
 
 
 def test_attention_reaches_across_documents_only_when_asked(tmp_path):
@@ -213,3 +214,39 @@ def test_attention_implementations_agree_on_packed_documents(tmp_path):
         build_trainer(run_config(tmp_path, f"name={name}", f"compute.attention={name}", "train.steps=4")).fit()
     a, b = ([r["loss"] for r in metrics_of(tmp_path / "runs" / n)[1:]] for n in ("sdpa", "eager"))
     assert a == pytest.approx(b, rel=1e-5)
+
+
+@pytest.mark.parametrize(("overrides", "message"), [
+    (["schedule.warmup=50"], r"schedule\.warmup = 50: longer than the run of 20 steps"),
+    (["profile={steps: 19-21}"], r"profile\.steps = '19-21': the run has only 20 steps"),
+])  # fmt: skip
+def test_what_a_run_of_this_length_cannot_honour_is_refused(tmp_path, overrides, message):
+    with pytest.raises(UsageError, match=message):
+        build_trainer(run_config(tmp_path, *overrides))
+
+
+def test_allowing_a_key_that_does_not_exist_is_an_error(tmp_path):
+    build_trainer(run_config(tmp_path, "train.steps=2")).fit()
+    with pytest.raises(UsageError, match=r"--allow-change optimm\.lr: the config has no such key"):
+        build_trainer(run_config(tmp_path, "train.steps=2"), allow=["optimm.lr"])
+
+
+def test_a_resumed_run_must_make_the_same_automatic_choices(tmp_path):
+    build_trainer(run_config(tmp_path, "train.steps=2")).fit()
+    again = build_trainer(run_config(tmp_path, "train.steps=2"))
+    again.settled["compute.precision"] = "bf16"
+    with pytest.raises(
+        UsageError, match=r"compute\.precision = 'auto': was fp32 .* would be bf16 here: add compute\.pre"
+    ):
+        again.fit()
+    asked = build_trainer(run_config(tmp_path, "train.steps=2", "compute.precision=fp32"), allow=["compute.precision"])
+    assert "compute.precision" not in asked.settled and asked.fit() == "completed"
+
+
+def test_utilisation_and_flops_follow_the_row_length(tmp_path):
+    curriculum = [{"until": 0.5, "seq_len": 16}]
+    made = build_trainer(run_config(tmp_path, data=tiny_run(tmp_path)["data"] | {"curriculum": curriculum}))
+    short, long = (made.recorder.flops_per_token(n) for n in (16, 64))
+    assert long - short == 12 * 2 * 2 * 16 * (64 - 16)
+    tokens = made.recorder.facts["tokens (without padding)"]
+    assert made.recorder.facts["FLOPs"] == pytest.approx(tokens * (short + long) / 2, rel=1e-3)

@@ -40,8 +40,13 @@ def to_yaml(config: BaseModel) -> str:
 
 def differences(old: BaseModel, new: BaseModel) -> dict[str, tuple[Any, Any]]:
     """Dotted keys whose values differ, with both values."""
-    a, b = _flatten(old.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
+    a, b = flatten(old), flatten(new)
     return {k: (a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)}
+
+
+def flatten(config: BaseModel) -> dict[str, Any]:
+    """Every value of a config by its dotted key."""
+    return _flatten(config.model_dump(mode="json"))
 
 
 def _flatten(value: Any, at: str = "") -> dict[str, Any]:

@@ -18,14 +18,14 @@ LARGEST_STEP = 2**30
 class ComputeConfig(Strict):
     """How to compute. `auto` is decided from the hardware and printed with its reason."""
 
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """auto: cuda if there is one, else mps, else cpu."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda if there is one, else cpu."""
     strategy: Literal["single"] = "single"
     """Where the weights live. single: one device."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16: autocast around fp32 master weights."""
     compile: Literal["auto", "off", "default", "max-autotune"] = "auto"
-    """torch.compile of the model."""
+    """torch.compile of the model; max-autotune leaves CUDA graphs out (row lengths change)."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flex_attention"] = "auto"
     """Attention implementation of the Hugging Face model. auto: sdpa."""
     recompute: Literal["auto", "off"] | Count = "auto"
@@ -150,6 +150,8 @@ class PretrainRun(Strict):
             raise ValueError("eval.early_stop needs held-out documents (data.held_out.fraction is 0)")
         if self.adapter is not None and self.model.preset is not None:
             raise ValueError("adapter: an adapter on a preset would train on frozen random weights (use model.path)")
+        if self.adapter is not None and self.model.init == "random":
+            raise ValueError("adapter: with model.init = 'random' it would train on frozen random weights")
         return self
 
     @property

@@ -31,13 +31,15 @@ def model_config(config: ModelConfig, vocab_size: int | None = None) -> Pretrain
     else:
         assert config.path is not None
         _check_path(config.path, config.init != "random")
-        built = _checked(lambda: AutoConfig.from_pretrained(config.path, **config.overrides), config)
+        built = _checked(lambda: AutoConfig.from_pretrained(config.path, trust_remote_code=False), config)
     unknown = [key for key in config.overrides if key not in type(built)().to_dict()]
     if unknown:
         raise UsageError(f"model.overrides.{unknown[0]}: {type(built).__name__} has no such field")
     for key, value in config.overrides.items():
         if key in _SIZES and isinstance(value, int) and value < 1:
             raise UsageError(f"model.overrides.{key} = {value}: should be 1 or more")
+    if config.path is not None and config.overrides:  # only fields of the class: never options of from_pretrained
+        built = _checked(lambda: type(built).from_dict({**built.to_dict(), **config.overrides}), config)
     return built
 
 
@@ -92,6 +94,7 @@ def _pretrained(path: str, attention: str) -> Any:
         dtype=torch.float32,
         attn_implementation=attention,
         use_safetensors=True,
+        trust_remote_code=False,
         ignore_mismatched_sizes=True,  # or it only points to a report that it prints
         output_loading_info=True,
     )
@@ -115,11 +118,12 @@ def _try_shapes(model: nn.Module) -> None:
 
 
 def llama_init(seed: int, std: float, layers: int) -> Weights:
-    """Normal(0, std) matrices, unit norms; matrices that write to the residual stream divided by sqrt(2 layers) (GPT-2)."""
+    """Normal(0, std) matrices, unit norms, zero biases; matrices that write to the residual stream are divided by
+    sqrt(2 layers) (GPT-2)."""
 
     def weights(name: str, shape: Size) -> Tensor:
         if len(shape) == 1:
-            return torch.ones(shape)
+            return torch.zeros(shape) if name.endswith(".bias") else torch.ones(shape)
         scale = (2 * layers) ** -0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
         generator = torch.Generator().manual_seed(_seed_of(seed, name))
         return torch.empty(shape).normal_(0.0, std * scale, generator=generator)

@@ -6,7 +6,7 @@ import hashlib
 import resource
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,14 @@ _STATUS: dict[str | None, Status] = {"completed": "completed", "early stop": "co
 
 class RunRecorder:
     """Implements the loop's `Recorder` and is the stateful monitor of a checkpoint. `flops_per_token` and `peak_flops`
-    (FLOP/s) give the model FLOPs utilisation; without them it is null."""
+    (FLOP/s) give the model FLOPs utilisation; without them it is null. `flops_per_token` takes the row length."""
 
     def __init__(
         self,
         folder: RunFolder,
         monitors: Sequence[Monitor],
         facts: dict[str, Any],
-        flops_per_token: float | None = None,
+        flops_per_token: Callable[[int | None], float] | None = None,
         peak_flops: float | None = None,
     ):
         self.folder, self.facts = folder, facts
@@ -119,7 +119,8 @@ class RunRecorder:
     def _extra(self, report: StepReport | None) -> Mapping[str, Any]:
         extra: dict[str, Any] = {"memory_bytes": memory_bytes()}
         if report is not None and self.flops_per_token and self.peak_flops and report.seconds > 0:
-            extra["mfu"] = self.flops_per_token * report.tokens / report.seconds / self.peak_flops
+            flops = self.flops_per_token(report.seq_len) * report.tokens
+            extra["mfu"] = flops / report.seconds / self.peak_flops
         return extra
 
 

@@ -31,12 +31,13 @@ class Single:
         assert isinstance(root, Root)
         if weights is not None:
             materialise(root.model, weights, self.device)
-        self.model = root.model.to(self.device)
+        root.model.to(self.device)
         if self.precision == "bf16":
             root.forward = torch.autocast(self.device.type, torch.bfloat16)(root.forward)  # type: ignore[method-assign]
         if optim is None:
             root.requires_grad_(False)
             return root.eval()
+        self.model = root.model
         self.optimizer = OptimizerSet(self.model, optim)
         self.params = list(self.optimizer.names)
         return root.train()

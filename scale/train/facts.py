@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,23 +24,35 @@ class BatchShape:
         return self.rows // (self.micro_rows * self.world_size)
 
 
-def total_steps(config: PretrainRun, train_tokens: int) -> int:
-    """Length of the run in optimizer steps, whichever unit it was given in."""
+def total_steps(config: PretrainRun, train_tokens: int, fill: float) -> int:
+    """Length of the run in optimizer steps, whichever unit it was given in. `fill`: share of a row that is not padding."""
     train = config.train
     if train.steps is not None:
         return train.steps
     tokens = train.tokens if train.tokens is not None else (train.epochs or 0) * train_tokens
-    return max(1, math.ceil(tokens / config.tokens_per_step))
+    return max(1, math.ceil(tokens / (config.tokens_per_step * fill)))
+
+
+def total_flops(config: PretrainRun, steps: int, fill: float, flops_per_token: Callable[[int], float]) -> float:
+    """FLOPs of the whole run, each part of the curriculum at its own row length."""
+    ends = [lesson.until for lesson in config.data.curriculum] + [1.0]
+    lengths = [lesson.seq_len for lesson in config.data.curriculum] + [config.data.seq_len]
+    shares = [end - start for start, end in zip([0.0, *ends], ends, strict=False)]
+    tokens = steps * config.tokens_per_step * fill
+    return sum(share * tokens * flops_per_token(n) for share, n in zip(shares, lengths, strict=True))
 
 
 def run_facts(
-    config: PretrainRun, size: Size, flops_per_token: float, shape: BatchShape, steps: int, activation_bytes: int
+    config: PretrainRun,
+    size: Size,
+    flops_per_token: Callable[[int], float],
+    shape: BatchShape,
+    steps: int,
+    fill: float,
+    activation_bytes: int,
 ) -> dict[str, Any]:
     """Derived numbers by name; plain numbers and strings, so that they can be written as JSON."""
-    tokens = steps * config.tokens_per_step
-    moments = {"adamw": 8, "adamw8bit": 2, "muon": 6}[
-        config.optim.kind
-    ]  # bytes per parameter; Muon keeps one for matrices
+    moments = {"adamw": 8, "adamw8bit": 2, "muon": 6}[config.optim.kind]  # bytes a parameter; Muon has one per matrix
     memory = {
         "weights": 4 * size.total,
         "gradients": 4 * size.trainable,
@@ -50,11 +63,11 @@ def run_facts(
         "parameters": size.total,
         "trainable parameters": size.trainable,
         "tokens per step": config.tokens_per_step,
-        "rows per step": f"{shape.rows} x {config.data.seq_len} tokens",
+        "rows per step": f"{shape.rows} x {config.data.seq_len} tokens, {fill:.1%} filled",
         "micro-batch": f"{shape.micro_rows} rows x {shape.accumulation} accumulated x {shape.world_size} device(s)",
         "steps": steps,
-        "tokens": tokens,
-        "FLOPs per token": flops_per_token,
-        "FLOPs": flops_per_token * tokens,
+        "tokens (without padding)": round(steps * config.tokens_per_step * fill),
+        "FLOPs per token": flops_per_token(config.data.seq_len),
+        "FLOPs": total_flops(config, steps, fill, flops_per_token),
         **{f"memory {name} (estimate)": f"{value / 2**20:,.0f} MiB" for name, value in memory.items()},
     }

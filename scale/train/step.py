@@ -70,13 +70,23 @@ class BackwardStepper:
         step = self.steps_done + 1
         factor = lr_factor(self.settings.schedule, step, self.settings.steps)
         looking = self.settings.layer_gradients > 0 and step % self.settings.layer_gradients == 0
-        update = self.strategy.update(
-            factor,
-            self.settings.clip,
-            observe=self.gradients if looking else None,
-            veto=lambda norm: self.spikes.judge(sums.loss(), norm),  # read only here: one wait for the device, not two
-        )
+        try:
+            update = self.strategy.update(
+                factor,
+                self.settings.clip,
+                observe=self.gradients if looking else None,
+                veto=lambda norm: self.spikes.judge(
+                    sums.loss(), norm
+                ),  # read only here: one wait for the device, not two
+            )
+        except RuntimeError as error:
+            if is_out_of_memory(error):  # half a step may be applied: only a checkpoint is safe to go on from
+                raise ScaleError(
+                    "out of memory in the optimizer step: lower batch.micro or use optim.kind=adamw8bit"
+                ) from None
+            raise
         self.steps_done = step
+        source.publish(step, self.strategy.full_params)
         return StepReport(
             step=step,
             kind="skipped" if update.skipped else "full",
@@ -97,13 +107,19 @@ class BackwardStepper:
         )
 
     def rehearse(self, source: Source) -> None:
-        """Forward and backward of every shape to come, without a step: compile and memory errors come before step 1."""
+        """Forward and backward of every shape to come, without a step: compile and memory errors come before step 1.
+
+        Leaves no trace: random generators and buffers (such as running means) are put back.
+        """
         group = source.rehearse()
-        if group is not None:
-            rng = _rng(self.strategy.device)
-            self._with_less_memory(lambda: self._gradients(group), group)
-            self.strategy.discard()
-            _set_rng(self.strategy.device, rng)
+        if group is None:
+            return
+        rng, buffers = _rng(self.strategy.device), [b.clone() for b in self.root.buffers()]
+        self._with_less_memory(lambda: self._gradients(group), group)
+        self.strategy.discard()
+        _set_rng(self.strategy.device, rng)
+        for buffer, before in zip(self.root.buffers(), buffers, strict=True):
+            buffer.copy_(before)
 
     def _gradients(self, group: Group) -> _Sums:
         """Accumulate the gradients of a group.

@@ -27,6 +27,7 @@ FLOORS = [
     ["evaluate"],
     ["monitor"],
     ["trainer"],
+    ["checks"],
     ["build", "load"],
     ["api", "doctor"],
     ["cli"],

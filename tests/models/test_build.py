@@ -123,3 +123,17 @@ def test_flops_of_frozen_weights_have_no_weight_gradient():
     model.model.layers.requires_grad_(False)
     frozen = sum(p.numel() for p in model.model.layers.parameters())
     assert full - flops_per_token(model_size(model), model.config, 32) == 2 * frozen
+
+
+def test_biases_of_a_preset_start_at_zero():
+    model = tiny(attention_bias=True)
+    biases = [p for n, p in model.named_parameters() if n.endswith(".bias")]
+    assert biases and all(not b.any() for b in biases)
+
+
+def test_overrides_are_fields_and_never_options_of_the_loader(tmp_path):
+    tiny().save_pretrained(tmp_path / "m")
+    with pytest.raises(UsageError, match=r"trust_remote_code: LlamaConfig has no such field"):
+        model_config(ModelConfig(path=str(tmp_path / "m"), init="random", overrides={"trust_remote_code": True}))
+    changed = ModelConfig(path=str(tmp_path / "m"), init="random", overrides={"num_hidden_layers": 3})
+    assert model_config(changed).num_hidden_layers == 3

@@ -107,3 +107,11 @@ def test_full_params_are_all_parameters():
     assert {n: tuple(p.shape) for n, p in strategy.full_params()} == {
         n: tuple(p.shape) for n, p in root.model.named_parameters()
     }
+
+
+def test_a_reference_beside_the_trained_model_does_not_take_its_place():
+    made = stepper()
+    names = set(made.strategy.tensors())
+    made.strategy.prepare(Root(network(1), Squares()), None, None)
+    assert set(made.strategy.tensors()) == names
+    assert torch.equal(dict(made.strategy.full_params())["0.weight"], made.root.model[0].weight)

@@ -185,3 +185,39 @@ def test_state_round_trip_continues_bit_for_bit():
     again.load_state_dict(state)
     stream.load_state_dict(drawn)
     assert [r.loss for r in run(again, stream, 6)] == expected
+
+
+def test_rehearsal_leaves_running_means_alone():
+    class Rehearsed(Numbers):
+        def rehearse(self):
+            return Group([{"x": torch.randn(16, 4) + 5, "y": torch.ones(16, 1)}], tokens=16)
+
+    made = stepper(nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 1)))
+    before = {n: b.clone() for n, b in made.root.named_buffers()}
+    made.rehearse(Rehearsed())
+    assert all(torch.equal(b, before[n]) for n, b in made.root.named_buffers())
+
+
+def test_out_of_memory_in_the_optimizer_is_one_line(monkeypatch):
+    made = stepper()
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(made.strategy.optimizer, "step", full)
+    with pytest.raises(ScaleError, match="out of memory in the optimizer step"):
+        made.step(Numbers())
+
+
+def test_new_weights_are_published_after_every_step():
+    class Listens(Numbers):
+        heard = []
+
+        def publish(self, version, params):
+            self.heard.append((version, {n: p.clone() for n, p in params()}))
+
+    made, source = stepper(), Listens()
+    run(made, source, 2)
+    assert [v for v, _ in source.heard] == [1, 2]
+    current = dict(made.root.model.named_parameters())
+    assert all(torch.equal(p, current[n]) for n, p in source.heard[-1][1].items())

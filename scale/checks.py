@@ -1,0 +1,71 @@
+"""What must hold before a run starts. Each check raises UsageError with one line and writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from scale.config import PretrainRun, differences, flatten, load_config
+from scale.errors import UsageError
+from scale.hardware import Hardware
+from scale.models.build import model_config
+from scale.models.size import Size, state_bytes
+from scale.monitor.run_folder import RunFolder
+from scale.train.schedule import warmup_steps
+
+# What may change between two starts of one run without making it another run.
+MAY_CHANGE = ("monitor", "checkpoint", "profile", "data.workers", "data.cache", "compute.threads", "runs_dir")
+
+
+def check_same_run(config: PretrainRun, allow: Sequence[str]) -> None:
+    """A run folder belongs to one config. Raises UsageError naming every key that changed and is not allowed to."""
+    path = RunFolder(Path(config.runs_dir) / config.name).config
+    if not path.exists():
+        return
+    for key in allow:
+        if not any(_within(known, key) for known in flatten(config)):
+            raise UsageError(f"--allow-change {key}: the config has no such key")
+    changed = {
+        key: values
+        for key, values in differences(load_config(path), config).items()
+        if not any(_within(key, allowed) for allowed in (*MAY_CHANGE, *allow))
+    }
+    if changed:
+        shown = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in changed.items())
+        keys = ",".join(changed)
+        raise UsageError(
+            f"{path}: this run was started with another config ({shown}). "
+            f"Use another name, --new, or --allow-change {keys}"
+        )
+
+
+def _within(key: str, section: str) -> bool:
+    return key == section or key.startswith(f"{section}.")
+
+
+def check_length(config: PretrainRun) -> None:
+    """A wrong model, or rows too long for it, show here, before the data are tokenised. Raises UsageError."""
+    longest = getattr(model_config(config.model), "max_position_embeddings", None)
+    if longest is not None and config.data.seq_len > longest:
+        raise UsageError(f"data.seq_len = {config.data.seq_len}: the model's max_position_embeddings is {longest}")
+
+
+def check_memory(size: Size, hardware: Hardware) -> None:
+    """Raises UsageError where even weights and gradients (fp32) are more than the device has."""
+    need = state_bytes(size, 0)
+    if need > hardware.memory:
+        raise UsageError(
+            f"model: the weights and gradients of {size.total:,} parameters take {need / 2**30:,.0f} GiB, but "
+            f"{hardware.name} has {hardware.memory / 2**30:,.0f} GiB (use a smaller model or a larger device)"
+        )
+
+
+def check_plan(config: PretrainRun, steps: int, held_out: bool) -> None:
+    """Settings that a run of this length could not honour."""
+    warmup = warmup_steps(config.schedule, steps)
+    if warmup > steps:
+        raise UsageError(f"schedule.warmup = {config.schedule.warmup}: longer than the run of {steps} steps")
+    if config.profile is not None and config.profile.bounds()[1] > steps:
+        raise UsageError(f"profile.steps = {config.profile.steps!r}: the run has only {steps} steps")
+    if config.eval.early_stop is not None and not held_out:
+        raise UsageError("eval.early_stop: nothing is held out (the tokenised sources have no held-out part)")
