@@ -57,7 +57,8 @@ def add_commands(sub: argparse._SubParsersAction) -> None:
         sub,
         "split",
         _split,
-        "Divide rows into train.jsonl and valid.jsonl by hash; the same rows always fall the same way.",
+        "Divide rows into train.jsonl and valid.jsonl by hash. Equal rows fall on one side, and the same data always divides "
+        "alike; rows added or removed may move a few others, as the share of validation rows is kept.",
         "scale data split python-stdlib --out data/parts --fraction 0.1",
     )
     split.add_argument("--out", metavar="FOLDER", required=True, help="folder for train.jsonl and valid.jsonl")
@@ -126,8 +127,10 @@ def _tokenize(args: argparse.Namespace) -> int:
     source = raw_source(_source(args), "tokenize")
     if not 0 <= args.held_out < 1:
         raise UsageError(f"--held-out {args.held_out:g}: a share of at least 0 and below 1, such as 0.01")
-    if args.vocab_size is not None and args.vocab_size < 258:
-        raise UsageError(f"--vocab-size {args.vocab_size}: at least 258 (256 bytes and special tokens)")
+    if args.vocab_size is not None and not 258 <= args.vocab_size <= 2**20:
+        raise UsageError(
+            f"--vocab-size {args.vocab_size}: at least 258 (256 bytes and special tokens), at most {2**20}"
+        )
     tokenizer = tokenizers.load(args.tokenizer) if args.tokenizer else None
     if args.vocab_size is not None:
         tokenizer = train_tokenizer([source], args.vocab_size, args.held_out)

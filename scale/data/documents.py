@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -15,7 +15,7 @@ from scale.errors import UsageError
 
 Split = Literal["train", "valid"]
 MANIFEST = "manifest.json"
-FORMAT = 2
+FORMAT = 3
 _CHUNK_TOKENS = 1 << 24
 
 
@@ -23,9 +23,11 @@ class Documents(Protocol):
     """One split of one source. Picklable: memory maps are reopened after unpickling."""
 
     lengths: np.ndarray
-    """(N,) int64: tokens of each document, end-of-text included."""
+    """(N,) int64: tokens of each document, start and end tokens included."""
     max_id: int
     """Largest token id (-1 if there is none)."""
+    fingerprint: str
+    """Hex digest of the content; the same wherever the data lie."""
 
     @property
     def tokens(self) -> int: ...
@@ -86,7 +88,7 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
 def manifest_bytes(body: dict[str, Any]) -> bytes:
     """The one spelling of a manifest, so that any changed byte shows."""
     content = json.dumps(body, sort_keys=True)
-    whole = body | {"sha256": hashlib.sha256(content.encode()).hexdigest()}
+    whole = body | {"sha256": sha256(content.encode()).hexdigest()}
     return (json.dumps(whole, indent=1) + "\n").encode()
 
 
@@ -138,6 +140,7 @@ class TokenStore:
         self.manifest = read_manifest(self.folder)
         self._shards: list[Shard] = getattr(self.manifest, split)
         self.max_id = max((s.max_id for s in self._shards), default=-1)
+        self.fingerprint = sha256(" ".join(f.sha256 for s in self._shards for f in s.files()).encode()).hexdigest()
         self._ends = [_open(self.folder / s.ends.name) for s in self._shards]
         self._ids = [_open(self.folder / s.ids.name) for s in self._shards]
         self._learned = [_open(self.folder / s.learned.name) if s.learned else None for s in self._shards]
@@ -176,8 +179,8 @@ class PackedRows:
     Raises UsageError for another shape or dtype, negative ids, or too few rows to hold any out.
     """
 
-    def __init__(self, path: str | Path, rows: np.ndarray, max_id: int):
-        self.path, self._rows, self.max_id = Path(path), rows, max_id
+    def __init__(self, path: str | Path, rows: np.ndarray, max_id: int, fingerprint: str):
+        self.path, self._rows, self.max_id, self.fingerprint = Path(path), rows, max_id, fingerprint
         self._array = _open(self.path)
         self.lengths = np.full(len(rows), self._array.shape[1], dtype=np.int64)
 
@@ -202,7 +205,15 @@ class PackedRows:
             hashes[first : first + step] = [hash_of(row.tobytes()) for row in chunk]
         held = held_out_mask(hashes, held_out, str(path))
         sides = (np.flatnonzero(~held), np.flatnonzero(held))
-        train, valid = (cls(Path(path).expanduser(), r, int(row_max[r].max()) if len(r) else -1) for r in sides)
+        train, valid = (
+            cls(
+                Path(path).expanduser(),
+                rows,
+                max_id=int(row_max[rows].max(initial=-1)),
+                fingerprint=sha256(hashes[rows].astype("<u8").tobytes()).hexdigest(),
+            )
+            for rows in sides
+        )
         return train, valid
 
     @property
@@ -217,7 +228,7 @@ class PackedRows:
         return None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return PackedRows, (self.path, self._rows, self.max_id)
+        return PackedRows, (self.path, self._rows, self.max_id, self.fingerprint)
 
 
 def _check_range(doc: int, start: int, stop: int, lengths: np.ndarray) -> None:

@@ -109,7 +109,7 @@ def _batches(every: Iterable[RawDocument]) -> Iterator[list[RawDocument]]:
 def _tokenised(
     every: Iterable[RawDocument], tokenizer: PreTrainedTokenizerFast | None, place: str
 ) -> Iterator[Tokenised]:
-    """Ids of each document; text gets end-of-text behind it, given ids stay as they are."""
+    """Ids of each document; text gets its start and its end token, given ids stay as they are."""
     encoder = Encoder(tokenizer) if tokenizer is not None else None
     for batch in _batches(every):
         texts = [d.text for d in batch if d.text is not None]

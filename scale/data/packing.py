@@ -1,7 +1,8 @@
 """Laying documents into rows. A span is a run of input positions of one document; a row is a list of spans.
 
-A document of n tokens has n-1 input positions: position t reads token t and learns token t+1. A span may therefore
-end inside a document and still know the target of its last position.
+A document of n tokens has n-1 input positions: position t reads token t and learns token t+1. The start token of a
+text is thus an input and never a target, its end-of-text a target and never an input. A span may end inside a document
+and still know the target of its last position.
 """
 
 from __future__ import annotations

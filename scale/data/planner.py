@@ -51,7 +51,7 @@ class Planner:
     ):
         self.lengths, self.weights, self.seed = lengths, weights, seed
         self.tokens_per_step, self.seq_len_of, self.longest = tokens_per_step, seq_len_of, longest
-        self.pack = {"best-fit": best_fit, "concat": concat}[packing]
+        self.packing, self.pack = packing, {"best-fit": best_fit, "concat": concat}[packing]
         self.orders = [EpochOrder(i, n, longest, seed) for i, n in enumerate(lengths)]
         if not all(order.size for order in self.orders):
             raise UsageError("data: a source has no document of two or more tokens, so there is nothing to predict")
@@ -81,6 +81,23 @@ class Planner:
                 self.drawn[span.source] += span.length
         self.groups += 1
         return Plan(rows, seq_len, sum(self.drawn) - before, tuple(self.drawn))
+
+    def fill(self, groups: int = 4) -> float:
+        """Share of positions that are not padding, in rows of `longest`: counted over the whole windows that the first
+        `groups` steps of an own planner would open. Changes nothing here."""
+        own = Planner(
+            self.lengths,
+            self.weights,
+            self.tokens_per_step,
+            lambda _: self.longest,
+            self.longest,
+            self.packing,
+            self.seed,
+        )
+        rows: list[Row] = []
+        while len(rows) * self.longest < groups * self.tokens_per_step:
+            rows += own._window([], self.longest)
+        return sum(span.length for row in rows for span in row) / (len(rows) * self.longest)
 
     def _window(self, carried: list[Span], seq_len: int) -> list[Row]:
         spans, positions = list(carried), sum(s.length for s in carried)

@@ -39,6 +39,15 @@ class Prepared:
     tokenizer: PreTrainedTokenizerFast | None
     """None if every source is ids without a tokenizer."""
 
+    def fingerprint(self) -> str:
+        """Hex digest of what a run learns from and is judged by: the sources in order, their content, the tokenizer.
+
+        Weights are left out: the run's config guards them, and its user may allow a change.
+        """
+        tokenizer = tokenizers.content_hash(self.tokenizer) if self.tokenizer is not None else None
+        content = [documents.fingerprint for documents in (*self.train, *self.valid)]
+        return hashlib.sha256(json.dumps([self.names, content, tokenizer]).encode()).hexdigest()
+
 
 def prepare(config: DataConfig, progress: bool = True) -> Prepared:
     """Open every source, tokenising what the cache does not hold yet. Raises UsageError or ScaleError (disk full, Ctrl-C)."""

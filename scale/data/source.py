@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from scale.data.planner import Plan, Planner
 from scale.data.rows import RowReader, unstack
+from scale.errors import ScaleError
 from scale.protocols import Group, StepReport
 
 
@@ -36,7 +37,8 @@ class PackedSource:
     """Implements `scale.protocols.Source` over tokenised documents.
 
     Workers only ever receive finished plans, so neither their number nor how far they run ahead changes a batch. Every
-    plan is paired with the planner's state right after it; the state of the last group *drawn* is what is saved.
+    plan is paired with the planner's state right after it; the state of the last group *drawn* is what is saved, with the
+    `fingerprint` of the data that it counts.
     """
 
     def __init__(
@@ -49,11 +51,12 @@ class PackedSource:
         rank: int = 0,
         world_size: int = 1,
         workers: int = 0,
+        fingerprint: str = "",
     ):
         self.planner, self.seq_lens = planner, seq_lens
         self.names, self.micro_tokens = names, micro_tokens
         self.blocks = _Blocks(reader, rank, world_size)
-        self.workers = workers
+        self.workers, self.fingerprint = workers, fingerprint
         self._state = planner.snapshot()
         self._ahead: deque[dict[str, Any]] = deque()
         self._stream: list[Iterator[tuple[Plan, Tensor]]] = []  # at most one
@@ -107,10 +110,16 @@ class PackedSource:
         """No rollout engine listens."""
 
     def state_dict(self) -> dict[str, Any]:
-        return self._state
+        return {"data": self.fingerprint, "planner": self._state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.planner.restore(state)
+        """Raises ScaleError if the state belongs to other data: documents are counted, so it would point at others."""
+        if state.get("data") != self.fingerprint:
+            raise ScaleError(
+                "data.sources: the data or the tokenizer changed since the checkpoint was written; restore the files "
+                "as they were, or start a new run with another name"
+            )
+        self.planner.restore(state["planner"])
         self._state = self.planner.snapshot()
         self._ahead.clear()
         self._stream.clear()

@@ -109,8 +109,14 @@ def _with_known_eos(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFa
 def content_hash(tokenizer: PreTrainedTokenizerFast) -> str:
     """16 hex digits over everything that decides the ids of a text; the same after saving and loading."""
     content = json.loads(_bare(tokenizer).to_str())
-    content["eos"] = tokenizer.eos_token_id
+    content["start"], content["eos"] = start_id(tokenizer), tokenizer.eos_token_id
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def start_id(tokenizer: PreTrainedTokenizerFast) -> int:
+    """The token that every text begins with: beginning-of-text, or end-of-text (of the text before) where there is none."""
+    bos_id, eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    return eos_id if bos_id is None else bos_id
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
@@ -119,19 +125,21 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
 
 
 class Encoder:
-    """Text to ids, end-of-text behind each, on all cores.
+    """Text to start token + ids + end-of-text, on all cores; a text that the tokenizer gives no id is an empty list.
 
+    Without a start token no model would learn how a text begins.
     Text is only text: a special token spelled out in a document is not parsed as one.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast):
         self._tokenizer = _bare(tokenizer)
         self._tokenizer.encode_special_tokens = True
-        self._eos_id = tokenizer.eos_token_id
+        self._start_id, self._eos_id = start_id(tokenizer), tokenizer.eos_token_id
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
         return [
-            [*e.ids, self._eos_id] for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+            [self._start_id, *encoding.ids, self._eos_id] if encoding.ids else []
+            for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         ]
 
 

@@ -82,7 +82,7 @@ def test_damage_is_one_line(tmp_path):
     content = json.loads(manifest.read_text())
     del content["sha256"]
     for change, message in [
-        ({"version": 9}, "format version 9, but this program reads 2"),
+        ({"version": 9}, "format version 9, but this program reads 3"),
         ({"max_id": "x"}, "max_id: .*damaged"),
         (
             {"train": [content["train"][0] | {"ids": content["train"][0]["ids"] | {"name": "../x"}}]},

@@ -84,3 +84,23 @@ def test_rows_are_shuffled():
     fills = [sum(s.length for s in row) for row in planner(tokens=64 * 256).next().rows]
     longest = [max(s.length for s in row) for row in planner(tokens=64 * 256).next().rows]
     assert any(a < b for a, b in pairwise(longest)) and np.mean(fills) > 0.97 * 64
+
+
+@pytest.mark.parametrize(("packing", "share"), [("best-fit", 40 / 64), ("concat", 16400 / (257 * 64))])
+def test_fill_is_the_share_of_positions_that_train(packing, share):
+    """41 tokens are 40 positions, and two such documents do not fit into 64: a row each. A stream has a gap only at the
+    end of a window: 410 documents reach 256 rows of 64, and a 257th takes what is over."""
+    stream = planner([np.full(4096, 41)], packing=packing)
+    before = stream.snapshot()
+    assert stream.fill() == pytest.approx(share, abs=1e-9)
+    assert stream.snapshot() == before
+
+
+def test_fill_foretells_what_the_steps_of_an_epoch_train():
+    lengths = np.random.default_rng(3).integers(2, 90, 3000)
+    stream = planner([lengths], tokens=64 * 64)
+    fill = stream.fill(groups=25)
+    assert fill == planner([lengths], tokens=64 * 64).fill(groups=25)
+    plans = [stream.next() for _ in range(25)]
+    assert fill == pytest.approx(sum(p.tokens for p in plans) / (25 * 64 * 64), abs=0.01)
+    assert fill == stream.fill(groups=25)  # wherever the planner stands

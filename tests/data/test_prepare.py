@@ -11,10 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from scale.config.data import DataConfig
 from scale.data import ingest, tokenizer
+from scale.data.planner import Planner
 from scale.data.prepare import prepare, tokenize
+from scale.data.rows import RowReader
 from scale.errors import ScaleError, UsageError
 
 WORDS = ["alpha", "beta", "gamma", "delta", "naïve", "über", "(x)", "{y}", "\n", "42"]
@@ -39,8 +43,8 @@ def config(tmp_path, *sources, vocab_size=300, fraction=0.1, **more):
 
 def decoded(documents, tok):
     every = [documents.ids(i, 0, n) for i, n in enumerate(documents.lengths)]
-    assert all(ids[-1] == tok.eos_token_id for ids in every)
-    return [tok.decode(ids[:-1]) for ids in every]
+    assert all((ids[0], ids[-1]) == (tok.bos_token_id, tok.eos_token_id) for ids in every)
+    return [tok.decode(ids[1:-1]) for ids in every]
 
 
 def leftovers(folder):
@@ -57,6 +61,35 @@ def test_every_distinct_document_is_on_exactly_one_side(tmp_path):
     assert not set(train) & set(valid) and 10 <= len(valid) <= 60
     assert got.train[0].manifest.dropped == {"exact duplicates": 40, "empty": 2, "nothing to learn": 0}
     assert got.train[0].manifest.dtype == "uint16" and got.train[0].max_id < 300
+
+
+def test_the_start_token_is_an_input_and_the_end_token_a_target_of_every_document(tmp_path):
+    source = {"kind": "jsonl", "path": jsonl(tmp_path / "a.jsonl", made_up(60))}
+    got = prepare(config(tmp_path, source, seq_len=128), progress=False)
+    (documents,) = got.train
+    assert documents.lengths.max() <= 129  # none is cut: each begins and ends within one row
+    planner = Planner([documents.lengths], [1.0], 512, lambda _: 128, 128)
+    reader, seen = RowReader([documents]), set()
+    while len(seen) < len(documents.lengths):
+        plan = planner.next()
+        batch = reader.batch(plan.rows, plan.seq_len)
+        for b, row in enumerate(plan.rows):
+            begins = (batch["position_ids"][b] == 0).nonzero().flatten().tolist()
+            for span, at in zip(row, begins, strict=False):
+                assert batch["input_ids"][b, at] == got.tokenizer.bos_token_id
+                assert batch["targets"][b, at + span.length - 1] == got.tokenizer.eos_token_id
+                words = batch["targets"][b, at : at + span.length - 1]
+                assert got.tokenizer.decode(words) in made_up(60)  # the first word too is learned
+                seen.add(span.doc)
+
+
+def test_text_that_the_tokenizer_does_not_know_is_nothing_to_learn(tmp_path):
+    knows_a = Tokenizer(models.BPE({"<e>": 0, "a": 1, "b": 2}, []))
+    knows_a.pre_tokenizer = pre_tokenizers.Whitespace()
+    tok = PreTrainedTokenizerFast(tokenizer_object=knows_a, eos_token="<e>")
+    raw = config(tmp_path, {"kind": "jsonl", "path": jsonl(tmp_path / "a.jsonl", ["a b", "zzz"])}, vocab_size=300)
+    manifest = tokenize(raw.sources[0], tmp_path / "out", tok, progress=False)
+    assert manifest.dropped["nothing to learn"] == 1 and manifest.train[0].tokens == 4
 
 
 def test_more_documents_move_none(tmp_path, monkeypatch):

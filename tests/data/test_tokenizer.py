@@ -22,13 +22,28 @@ def small():
 @given(st.text())
 def test_any_text_comes_back(small, text):
     (ids,) = tokenizers.Encoder(small)([text])
-    assert ids[-1] == small.eos_token_id == 0
-    assert small.decode(ids[:-1]) == text
+    if not text:
+        assert ids == []
+        return
+    assert ids[0] == ids[-1] == small.bos_token_id == small.eos_token_id == 0
+    assert small.decode(ids[1:-1]) == text
+
+
+def test_a_text_starts_with_bos_where_there_is_one():
+    tok = tokenizers.train(TEXTS, 300)
+    plain = tokenizers.content_hash(tok)
+    tok.bos_token = None
+    assert tokenizers.content_hash(tok) == plain  # the same ids
+    a = tok.convert_tokens_to_ids("a")
+    assert tokenizers.Encoder(tok)(["a"]) == [[tok.eos_token_id, a, tok.eos_token_id]]
+    tok.add_special_tokens({"bos_token": "<s>"})
+    assert tok.bos_token_id == 300 and tokenizers.content_hash(tok) != plain
+    assert tokenizers.Encoder(tok)(["a"]) == [[300, a, tok.eos_token_id]]
 
 
 def test_special_tokens_in_text_stay_text(small):
     (ids,) = tokenizers.Encoder(small)(["a<|endoftext|>b"])
-    assert ids.count(small.eos_token_id) == 1 and small.decode(ids) == "a<|endoftext|>b<|endoftext|>"
+    assert ids.count(small.eos_token_id) == 2 and small.decode(ids[1:-1]) == "a<|endoftext|>b"
 
 
 def test_training_is_deterministic_and_respects_the_size(small):

@@ -210,13 +210,13 @@ def test_inspect_counts_lengths_and_fields(tmp_path):
 
 
 def test_inspect_stores_and_tokens(tmp_path):
-    texts = [f"document number {i}" for i in range(30)]
+    texts, EOS = [f"document number {i}" for i in range(30)], tokenizer.END_OF_TEXT
     path = jsonl(tmp_path / "a.jsonl", *({"text": t} for t in texts))
     tok = tokenizer.train(texts, 280)
     tok.save_pretrained(str(tmp_path / "tok"))
     tokenize(source_from(path), tmp_path / "s", tok, 0.1, progress=False)
     store = inspect(source_from(str(tmp_path / "s")), samples=2)
-    assert all(s.removesuffix("<|endoftext|>") in texts for s in store.samples) and len(store.samples) == 2
+    assert all(s.removeprefix(EOS).removesuffix(EOS) in texts for s in store.samples) and len(store.samples) == 2
     raw = inspect(source_from(path), tokenizer=str(tmp_path / "tok"))
     assert raw.unit == "tokens"
     assert raw.facts["tokens"] == store.facts["tokens (train)"] + store.facts["tokens (valid)"]
@@ -270,6 +270,7 @@ def test_command_errors(tmp_path, monkeypatch):
     for words, message in [
         ("tokenize a.jsonl --out o", "is text and needs a tokenizer"),
         ("tokenize a.jsonl --out o --vocab-size 9", "--vocab-size 9: at least 258"),
+        (f"tokenize a.jsonl --out o --vocab-size {10**21}", f"--vocab-size {10**21}: .* at most 1048576"),
         ("tokenize a.jsonl --out o --vocab-size 300 --held-out 1", "--held-out 1: a share"),
         ("tokenize a.npy --out o", "tokenize works on text or rows, not on packed"),
         ("tokenize a.jsonl --out o --text '{a}\\n{b}'", r"no column 'a'"),
