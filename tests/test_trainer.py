@@ -95,7 +95,7 @@ def test_an_error_is_written_into_the_run_state(tmp_path):
         def counts(self, batch):
             return {"mse": torch.tensor(0)}
 
-    made = Trainer(network(), Numbers(), Bad(), folder=tmp_path / "run", steps=5)
+    made = Trainer(network(), Numbers(), Bad(), folder=tmp_path / "run", steps=50)
     with pytest.raises(ScaleError):
         made.fit()
     state = json.loads((tmp_path / "run" / "run_state.json").read_text())

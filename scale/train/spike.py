@@ -28,6 +28,10 @@ class SpikeFilter:
         if math.isfinite(loss) and math.isfinite(grad_norm):
             self.losses.append(loss)
             self.norms.append(grad_norm)
+        return self.count(reason)
+
+    def count(self, reason: str | None) -> str | None:
+        """Count a step that is skipped for `reason`, or one that is not. Raises ScaleError after too many in a row."""
         self.in_a_row = self.in_a_row + 1 if reason else 0
         if self.in_a_row >= self.config.max_consecutive:
             raise ScaleError(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +30,10 @@ class StepSettings:
     spike: SpikeConfig = field(default_factory=SpikeConfig)
     clip: float = 1.0
     layer_gradients: int = 0
+
+
+class _NothingToLearn(Exception):
+    """Every term of a group counts zero."""
 
 
 @dataclass
@@ -66,8 +72,12 @@ class BackwardStepper:
     def step(self, source: Source) -> StepReport:
         start = time.perf_counter()
         group = source.draw()
-        sums = self._with_less_memory(lambda: self._gradients(group), group)
         step = self.steps_done + 1
+        try:
+            sums = self._with_less_memory(lambda: self._gradients(group), group)
+        except _NothingToLearn as error:
+            self.steps_done = step
+            return self._empty(step, group, start, self.spikes.count(str(error)))
         factor = lr_factor(self.settings.schedule, step, self.settings.steps)
         looking = self.settings.layer_gradients > 0 and step % self.settings.layer_gradients == 0
         try:
@@ -106,6 +116,25 @@ class BackwardStepper:
             layer_gradients=self.gradients.last if looking and not update.skipped else {},
         )
 
+    def _empty(self, step: int, group: Group, start: float, reason: str | None) -> StepReport:
+        """The report of a step whose batch has no token to learn (long prompts can fill one): skipped, nothing computed."""
+        return StepReport(
+            step=step,
+            kind="skipped",
+            loss=math.nan,
+            grad_norm=math.nan,
+            lr=self.settings.lr * lr_factor(self.settings.schedule, step, self.settings.steps),
+            tokens=group.tokens,
+            forward_passes=0,
+            backward_passes=0,
+            forward_tokens=0,
+            backward_tokens=0,
+            seconds=time.perf_counter() - start,
+            seq_len=group.seq_len,
+            skipped=reason,
+            sources=group.sources,
+        )
+
     def rehearse(self, source: Source) -> None:
         """Forward and backward of every shape to come, without a step: compile and memory errors come before step 1.
 
@@ -115,7 +144,8 @@ class BackwardStepper:
         if group is None:
             return
         rng, buffers = _rng(self.strategy.device), [b.clone() for b in self.root.buffers()]
-        self._with_less_memory(lambda: self._gradients(group), group)
+        with suppress(_NothingToLearn):
+            self._with_less_memory(lambda: self._gradients(group), group)
         self.strategy.discard()
         _set_rng(self.strategy.device, rng)
         for buffer, before in zip(self.root.buffers(), buffers, strict=True):
@@ -143,14 +173,14 @@ class BackwardStepper:
         return _Sums(values, list(metrics), len(batches))
 
     def _denominators(self, batches: list[Batch]) -> dict[str, float]:
-        """Count of each term over all micro-batches and ranks. Raises ScaleError if all are zero."""
+        """Count of each term over all micro-batches and ranks. Raises _NothingToLearn if all are zero."""
         local = [self.objective.counts(batch) for batch in batches]
         names = list(local[0])
         counts = self.strategy.all_sum(
             torch.stack([sum_of(c[name] for c in local) for name in names]).double()
         ).tolist()
         if not any(counts):
-            raise ScaleError(f"a batch has nothing to learn: {', '.join(names)} count 0 (are all labels masked?)")
+            raise _NothingToLearn(f"nothing to learn: {', '.join(names)} count 0 (are all labels masked?)")
         return {name: max(count, 1.0) for name, count in zip(names, counts, strict=True)}
 
     def _with_less_memory(self, run: Callable[[], Any], group: Group) -> Any:

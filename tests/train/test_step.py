@@ -6,7 +6,7 @@ from torch import nn
 
 from scale.config.optim import OptimConfig, ScheduleConfig, SpikeConfig
 from scale.errors import ScaleError
-from scale.protocols import Group
+from scale.protocols import Group, Loss, Term
 from tests.train.parts import Numbers, Squares, network, stepper
 
 
@@ -70,6 +70,37 @@ def test_uneven_counts_share_one_denominator():
     assert a.loss == pytest.approx(b.loss, rel=1e-6) and a.grad_norm == pytest.approx(b.grad_norm, rel=1e-5)
 
 
+class TwoTerms:
+    """sum(w x) over the elements, weight 3, and 5 w^2 per row, weight 0.5, of a model with the single weight w."""
+
+    def counts(self, batch):
+        return {"linear": torch.tensor(batch["x"].numel()), "square": torch.tensor(len(batch["x"]))}
+
+    def __call__(self, model, batch):
+        counts, w = self.counts(batch), model.weight.squeeze()
+        return Loss(
+            {
+                "linear": Term((w * batch["x"]).sum(), counts["linear"], weight=3.0),
+                "square": Term(5 * w**2 * len(batch["x"]), counts["square"], weight=0.5),
+            }
+        )
+
+
+class Fixed(Numbers):
+    def draw(self):
+        return Group([{"x": torch.tensor([[1.0, 2.0]])}, {"x": torch.tensor([[3.0, 4.0], [5.0, 9.0]])}], tokens=3)
+
+
+def test_two_weighted_terms_by_hand():
+    """w = 2: loss = 3 (2 mean x) + 0.5 (5 x 4) with mean x = 24 / 6; slope = 3 mean x + 0.5 (10 x 2)."""
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, 2.0)
+    made = stepper(model, TwoTerms(), clip=0.0)
+    report = made.step(Fixed())
+    assert report.loss == pytest.approx(3 * 2 * 4 + 0.5 * 5 * 4)
+    assert report.grad_norm == pytest.approx(3 * 4 + 0.5 * 10 * 2)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_non_finite_step_is_skipped_counted_and_changes_nothing(bad):
     made = stepper()
@@ -98,13 +129,26 @@ def test_lr_follows_the_schedule():
     )
 
 
-def test_nothing_to_learn_is_an_error():
-    class Nothing(Squares):
-        def counts(self, batch):
-            return {"mse": torch.tensor(0)}
+class Masked(Squares):
+    """Nothing counts where all x are zero."""
 
-    with pytest.raises(ScaleError, match="nothing to learn: mse count 0"):
-        stepper(objective=Nothing()).step(Numbers())
+    def counts(self, batch):
+        return {"mse": torch.tensor(batch["y"].numel() * int(batch["x"].any()))}
+
+
+def test_a_batch_with_nothing_to_learn_is_skipped():
+    made = stepper(objective=Masked())
+    source = Numbers(damage={1: lambda b: {"x": b["x"] * 0, "y": b["y"]}})
+    reports = run(made, source, 3)
+    assert [r.kind for r in reports] == ["full", "skipped", "full"]
+    assert "nothing to learn: mse count 0" in reports[1].skipped and reports[1].backward_passes == 0
+
+
+def test_nothing_but_such_batches_is_an_error():
+    made = stepper(objective=Masked(), spike=SpikeConfig(max_consecutive=3))
+    source = Numbers(damage={i: lambda b: {"x": b["x"] * 0, "y": b["y"]} for i in range(9)})
+    with pytest.raises(ScaleError, match="3 steps skipped in a row, the last for nothing to learn"):
+        run(made, source, 9)
 
 
 class Hungry(Squares):
@@ -163,12 +207,14 @@ def test_rehearsal_finds_the_micro_batch_before_step_one_and_changes_nothing():
     assert all(p.grad is None for p in made.root.parameters()) and torch.equal(rng, torch.get_rng_state())
 
 
-def test_layer_gradients_are_looked_at_every_n_steps_and_add_up_to_the_clipped_norm():
-    made = stepper(layer_gradients=2, clip=0.0)
+@pytest.mark.parametrize("clip", [0.5, 1000.0])
+def test_layer_gradients_are_looked_at_every_n_steps_and_add_up_to_the_clipped_norm(clip):
+    made = stepper(layer_gradients=2, clip=clip)
     first, second = run(made, Numbers(), 2)
-    assert first.layer_gradients == {}
+    assert first.layer_gradients == {} and set(second.layer_gradients) == {"0", "3"}
     total = math.sqrt(sum(n**2 for n in second.layer_gradients.values()))
-    assert total == pytest.approx(second.grad_norm, rel=1e-5) and set(second.layer_gradients) == {"0", "3"}
+    assert 0.5 < second.grad_norm < 1000  # one clip acts, the other does not
+    assert total == pytest.approx(min(second.grad_norm, clip), rel=1e-5)
 
 
 def test_state_round_trip_continues_bit_for_bit():
