@@ -1,17 +1,21 @@
 """Any flipped byte of any file, and any file too many or too few, is found before a pickle is opened."""
 
+import enum
+import io
 import json
 import pickle
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
 
 from scale.checkpoint.manifest import MANIFEST, DamagedCheckpoint, Manifest, read_manifest
-from scale.checkpoint.saved import Saved, saved_in
+from scale.checkpoint.saved import Saved, _RecordUnpickler, saved_in
 from scale.checkpoint.store import Checkpoints
 
 TENSORS = {"model/w": torch.arange(12, dtype=torch.float32).view(3, 4), "optim/w/step": torch.tensor(7)}
@@ -129,6 +133,45 @@ def test_a_forged_pickle_cannot_name_other_code(whole: Path, tmp_path: Path) -> 
     with pytest.raises(Exception, match=r"names pathlib\.Path\.touch|names .*touch|no checkpoint needs"):
         saved.read({"model/w": torch.zeros(3, 4)})
     assert not trace.exists()
+
+
+class _As3112(pickle.Pickler):
+    """Writes enum members as Python 3.11.2 does."""
+
+    def reducer_override(self, value: Any) -> Any:
+        return (getattr, (type(value), value.name)) if isinstance(value, enum.Enum) else NotImplemented
+
+
+def test_a_checkpoint_written_by_python_3_11_2_can_be_read(whole: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(whole, tmp_path / whole.name))
+    metadata = pickle.loads((copy / ".metadata").read_bytes())
+    with (copy / ".metadata").open("wb") as handle:
+        _As3112(handle, protocol=4).dump(metadata)
+    assert b"getattr" in (copy / ".metadata").read_bytes()
+    (copy / MANIFEST).unlink()
+    Manifest.describe(copy, 100, None, TENSORS).write(copy)
+    w = torch.zeros(3, 4)
+    Saved(copy, 100, None).read({"model/w": w})
+    assert torch.equal(w, TENSORS["model/w"])
+
+
+class _Get:
+    def __init__(self, *arguments: Any):
+        self.arguments = arguments
+
+    def __reduce__(self) -> tuple:
+        return getattr, self.arguments
+
+
+def test_getattr_in_a_pickle_reaches_the_members_of_one_enum_and_nothing_else() -> None:
+    def load(*arguments: Any) -> Any:
+        return _RecordUnpickler(io.BytesIO(pickle.dumps(_Get(*arguments)))).load()
+
+    formats = _MEM_FORMAT_ENCODING
+    assert load(formats, "TORCH_CHANNELS_LAST") is formats.TORCH_CHANNELS_LAST
+    for owner, name in [(torch.Size, "__class__"), (formats, "__class__"), (formats, "mro"), (formats, 1), ("", "join")]:
+        with pytest.raises(pickle.UnpicklingError, match="no checkpoint needs"):
+            load(owner, name)
 
 
 class _Touch:

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from scale.data.packing import Span
 from scale.data.rows import RowReader
@@ -8,6 +9,7 @@ from scale.evaluate.held_out import HeldOut, held_out_rows
 from scale.objectives.causal_lm import CausalLM
 from scale.objectives.root import Root
 from scale.parallel.single import Single
+from scale.protocols import Loss, Score, Term
 from tests.data.test_rows import InMemory
 from tests.objectives.test_causal_lm import model as llama
 
@@ -61,3 +63,33 @@ def test_scoring_leaves_the_training_mode_as_it_was():
     made.root.train()
     made.score()
     assert made.root.training
+
+
+class Counted(nn.Module):
+    """A root whose terms follow from the tokens alone: their sum over tokens (weight 2), and a half per row and 3."""
+
+    def forward(self, batch):
+        real = batch["targets"] != -100
+        rows = torch.tensor(len(real))
+        return Loss(
+            {
+                "sum": Term((batch["targets"] * real).sum(), real.sum(), weight=2.0),
+                "rows": Term(0.5 * rows + 3 * (batch["targets"] * real).sum(), 4 * rows, weight=0.25),
+            }
+        )
+
+
+def test_unlike_terms_are_each_divided_by_their_own_count():
+    """Two sources, two terms, computed by hand: sum over terms of weight x total / count."""
+    # one row each: 3 and 2 positions; the first token of a document is no target
+    a, b = InMemory([np.array([9, 1, 2, 3])]), InMemory([np.array([9, 10, 20])])
+    made = HeldOut(Counted(), Single(), [a, b], ["a", "b"], [1.0, 1.0], 10**6, 8, 1)
+    score = made.score()
+    assert score.by_source["a"] == pytest.approx(2 * 6 / 3 + 0.25 * (0.5 + 18) / 4)
+    assert score.by_source["b"] == pytest.approx(2 * 30 / 2 + 0.25 * (0.5 + 90) / 4)
+    assert score.loss == pytest.approx(2 * 36 / 5 + 0.25 * (1 + 108) / 8)
+    assert score.tokens == 5
+
+
+def test_nothing_to_score():
+    assert HeldOut(Counted(), Single(), [InMemory([np.array([5])])], ["a"], [1.0], 10, 8, 1).score() == Score(0.0, 0)

@@ -1,5 +1,6 @@
 """Pictures from metrics.jsonl alone: of finished, dead and running runs."""
 
+import json
 import math
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from scale.errors import UsageError
+from scale.errors import ScaleError, UsageError
 from scale.monitor.plots import plot_run, smooth
 from scale.monitor.records import Metrics
 from scale.protocols import Score, StepReport
@@ -67,6 +68,18 @@ def test_a_folder_without_metrics_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no steps yet"):
         plot_run([tmp_path])
     assert not (tmp_path / "plots").exists()
+
+
+@pytest.mark.parametrize("value", ["1.5", "low", [1.0], {"a": 1}])
+def test_a_loss_that_is_no_number_is_one_line(tmp_path: Path, value: object) -> None:
+    folder = write(tmp_path / "run", 3)
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    lines[2] = json.dumps({**json.loads(lines[2]), "loss": value})
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(ScaleError) as caught:
+        plot_run(folder)
+    assert f"metrics.jsonl: step 2: loss = {value!r}: is no number" in str(caught.value)
+    assert "\n" not in str(caught.value) and not (folder / "plots").exists()
 
 
 def test_smoothing_neither_lags_nor_bends_and_leaves_out_nan() -> None:

@@ -59,6 +59,49 @@ def test_a_second_process_is_told_who_has_the_folder(tmp_path: Path) -> None:
         pass
 
 
+def test_a_second_lock_in_the_same_process_is_refused_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "run"
+    (tmp_path / "link").symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    with RunFolder(path).lock():
+        for other in (path, tmp_path / "link", "run"):
+            with pytest.raises(UsageError, match=f"process {os.getpid()} is working in this run folder"):
+                RunFolder(other).lock().__enter__()
+        # had one of them opened and closed the file, the lock would be gone for other processes
+        done = subprocess.run([sys.executable, "-c", HOLD, str(path)], input="", capture_output=True, text=True)
+        assert done.returncode == 1 and f"process {os.getpid()} is working" in done.stderr
+    with RunFolder(path).lock():
+        pass
+
+
+def test_a_refused_lock_does_not_bar_this_process_later(tmp_path: Path) -> None:
+    process = _hold(tmp_path)
+    try:
+        with pytest.raises(UsageError, match=f"process {process.pid}"), RunFolder(tmp_path).lock():
+            pass
+    finally:
+        process.kill()
+        process.wait()
+    with RunFolder(tmp_path).lock():
+        pass
+
+
+def _try(path: Path) -> None:
+    with RunFolder(path).lock():
+        pass
+
+
+def test_a_forked_child_holds_nothing_of_its_parent(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    go = context.Event()
+    with RunFolder(tmp_path).lock():
+        child = context.Process(target=lambda: (go.wait(30), _try(tmp_path)))
+        child.start()
+    go.set()  # the parent is done, and the child knows nothing of it
+    child.join(30)
+    assert child.exitcode == 0
+
+
 def test_the_lock_ends_with_an_error_inside(tmp_path: Path) -> None:
     with pytest.raises(KeyError), RunFolder(tmp_path).lock():
         raise KeyError

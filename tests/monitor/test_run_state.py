@@ -70,6 +70,13 @@ def test_resume_forgets_what_came_after_the_checkpoint(tmp_path: Path) -> None:
     assert [(t.step, t.phase) for t in state.phase_transitions][-1] == (4, "full")
 
 
+def test_phases_that_alternate_for_ever_do_not_fill_the_file(tmp_path: Path) -> None:
+    state, metrics = RunState("demo", "abc"), Metrics(tmp_path / "m")
+    for step in range(1, 1203):
+        state.observe(metrics.row(report(step, "predict" if step % 2 else "full", 1.0), None, {}))
+    assert [t.step for t in state.phase_transitions] == list(range(203, 1203))
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [
