@@ -169,7 +169,13 @@ def test_getattr_in_a_pickle_reaches_the_members_of_one_enum_and_nothing_else() 
 
     formats = _MEM_FORMAT_ENCODING
     assert load(formats, "TORCH_CHANNELS_LAST") is formats.TORCH_CHANNELS_LAST
-    for owner, name in [(torch.Size, "__class__"), (formats, "__class__"), (formats, "mro"), (formats, 1), ("", "join")]:
+    for owner, name in [
+        (torch.Size, "__class__"),
+        (formats, "__class__"),
+        (formats, "mro"),
+        (formats, 1),
+        ("", "join"),
+    ]:
         with pytest.raises(pickle.UnpicklingError, match="no checkpoint needs"):
             load(owner, name)
 
