@@ -57,8 +57,8 @@ def add_commands(sub: argparse._SubParsersAction) -> None:
         sub,
         "split",
         _split,
-        "Divide rows into train.jsonl and valid.jsonl by hash. Equal rows fall on one side, and the same data always divides "
-        "alike; rows added or removed may move a few others, as the share of validation rows is kept.",
+        "Divide rows into train.jsonl and valid.jsonl by hash; equal rows stay on one side. The same data always divides "
+        "alike; rows added or removed may move a few others, because the share of validation rows is kept.",
         "scale data split python-stdlib --out data/parts --fraction 0.1",
     )
     split.add_argument("--out", metavar="FOLDER", required=True, help="folder for train.jsonl and valid.jsonl")

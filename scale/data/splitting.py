@@ -1,4 +1,7 @@
-"""Which documents are held out: decided by the hash of their content, so that more data never moves a document."""
+"""Which documents are held out: decided by the hash of their content, so that more data moves no document.
+
+(But for the one that is moved to an otherwise empty side, while there is nothing better.)
+"""
 
 from __future__ import annotations
 

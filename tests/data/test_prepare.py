@@ -103,6 +103,16 @@ def test_more_documents_move_none(tmp_path, monkeypatch):
     assert sides[0][0] < sides[1][0] and sides[0][1] <= sides[1][1]
 
 
+def test_a_text_lies_on_the_same_side_in_every_raw_source(tmp_path):
+    texts = made_up(150)
+    a, b = (jsonl(tmp_path / f"{name}.jsonl", part) for name, part in (("a", texts[:100]), ("b", texts[50:])))
+    source = [{"kind": "jsonl", "path": path, "name": path[-7]} for path in (a, b)]
+    got = prepare(config(tmp_path, *source, fraction=0.3), progress=False)
+    train, valid = ([set(decoded(d, got.tokenizer)) for d in side] for side in (got.train, got.valid))
+    assert not (train[0] | train[1]) & (valid[0] | valid[1])
+    assert train[0] & train[1] and valid[0] & valid[1]  # but neither drops what the other holds
+
+
 @pytest.mark.parametrize(("fraction", "valid"), [(0.0, 0), (1e-12, 1), (1 - 1e-12, 4)])
 def test_both_sides_get_a_document(tmp_path, fraction, valid):
     path = jsonl(tmp_path / "a.jsonl", made_up(5))

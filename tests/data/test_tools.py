@@ -180,6 +180,20 @@ def test_split_without_by_keeps_equal_rows_together(tmp_path):
     assert len(valid) == 10 and set(valid.values()) == {2}
 
 
+def test_split_divides_the_same_rows_alike_and_more_rows_move_few(tmp_path, capsys):
+    rows = [{"text": f"row {i}"} for i in range(220)]
+    valid = {}
+    for name, some in (("a", rows[:200]), ("b", rows[199::-1]), ("more", rows)):
+        split(source_from(jsonl(tmp_path / f"{name}.jsonl", *some)), tmp_path / name, fraction=0.1)
+        valid[name] = {row["text"] for row in lines(tmp_path / name / "valid.jsonl")}
+    assert valid["a"] == valid["b"] and (len(valid["a"]), len(valid["more"])) == (20, 22)
+    old = {row["text"] for row in rows[:200]}
+    assert 0 < len(valid["a"] ^ (valid["more"] & old)) <= 5
+    with pytest.raises(SystemExit):
+        run("split", "--help")
+    assert "rows added or removed may move a few others" in " ".join(capsys.readouterr().out.split())
+
+
 def test_split_errors(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", {"text": "a", "g": 1}, {"text": "b", "g": 1})
     for arguments, message in [
