@@ -170,7 +170,7 @@ class _RecordUnpickler(pickle.Unpickler):
 
 
 def _memory_format(owner: Any, name: Any) -> _MEM_FORMAT_ENCODING:
-    """Stands in for `getattr`, by which Python 3.11 up to 3.11.3 and some others pickle the members of an enum."""
+    """Stands in for `getattr`, by which some Pythons (3.11.2 is one) pickle the members of an enum."""
     if owner is not _MEM_FORMAT_ENCODING or not isinstance(name, str) or name not in _MEM_FORMAT_ENCODING.__members__:
         raise pickle.UnpicklingError(f".metadata asks for attribute {name!r} of {owner!r}, which no checkpoint needs")
     return _MEM_FORMAT_ENCODING[name]
