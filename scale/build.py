@@ -84,8 +84,9 @@ def build_trainer(config: PretrainRun, allow: Sequence[str] = ()) -> Trainer:
     if choices.recompute.value != "off":
         set_recompute(model.module, int(choices.recompute.value))
     shape = BatchShape(config.rows_per_step, int(choices.micro_rows.value), world_size=1)
-    fill = make_planner(config, prepared, steps=1).fill()
-    steps = total_steps(config, sum(documents.tokens for documents in prepared.train), fill)
+    planner = make_planner(config, prepared, steps=1)
+    fill = planner.fill()
+    steps = total_steps(config, sum(order.positions for order in planner.orders), fill)
     check_plan(config, steps, any(documents.tokens for documents in prepared.valid))
     flops = partial(flops_per_token, model_size(model.module), model.config)
     strategy = STRATEGIES[config.compute.strategy](hardware.device, choices.precision.value)

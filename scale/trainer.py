@@ -164,9 +164,6 @@ class Trainer:
             seed_all(self.seed)
             self.recorder.fresh()
             return
-        tensors = self.strategy.blank(saved.shapes())
-        saved.read(tensors)
-        self.strategy.restore(tensors)
         state = saved.state()
         rng, settled = state.pop("rng"), state.pop("settled")
         for key in settled.keys() & self.settled.keys():
@@ -180,5 +177,8 @@ class Trainer:
             raise ScaleError(f"{saved.path}: holds the state of {sorted(state)}, this run needs {sorted(parts)}")
         for name, part in parts.items():
             part.load_state_dict(state[name])
+        tensors = self.strategy.blank(saved.shapes())
+        saved.read(tensors)
+        self.strategy.restore(tensors)
         self.recorder.resumed(saved.step, saved.path)
         load_rng_state(rng)

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
+from scale.data.tokenizer import start_id
 from scale.errors import UsageError
 from scale.files import new_folder
 
@@ -39,4 +40,5 @@ def _name_special_tokens(model: Any, tokenizer: Any) -> None:
     """Let `generate` of the exported model end documents without being told how."""
     for config in (model.config, getattr(model, "generation_config", None)):
         if config is not None and config.eos_token_id is None:
-            config.eos_token_id = config.bos_token_id = config.pad_token_id = tokenizer.eos_token_id
+            config.bos_token_id, config.eos_token_id = start_id(tokenizer), tokenizer.eos_token_id
+            config.pad_token_id = tokenizer.eos_token_id

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from scale.data.tokenizer import start_id
+
 
 def generate(
     model: Any,
@@ -16,7 +18,7 @@ def generate(
     top_k: int = 40,
     seed: int = 0,
 ) -> list[str]:
-    """Continue each prompt (an empty one starts a document). temperature 0 is greedy. Returns prompt + continuation."""
+    """Continue each prompt as the beginning of a document. temperature 0 is greedy. Returns prompt + continuation."""
     eos = tokenizer.eos_token_id
     sampling = (
         {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature > 0 else {"do_sample": False}
@@ -28,7 +30,7 @@ def generate(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
         torch.manual_seed(seed)
         for prompt in prompts:
-            ids = tokenizer(prompt, add_special_tokens=False).input_ids or [eos]
+            ids = [start_id(tokenizer), *tokenizer(prompt, add_special_tokens=False).input_ids]
             ids_BL = torch.tensor([ids], device=device)
             out_BL = model.generate(
                 ids_BL,

@@ -50,7 +50,7 @@ def test_generate_is_seeded_and_the_same_from_an_export(run, tmp_path, capsys):
 def test_greedy_generation_equals_a_loop_over_argmax(run, capsys):
     main(["generate", str(run), "--prompt", "seven wizards", "--max-new-tokens", "8", "--temperature", "0"])
     model, tokenizer = load_run(run)
-    ids = tokenizer("seven wizards").input_ids
+    ids = [tokenizer.eos_token_id, *tokenizer("seven wizards").input_ids]  # what a document starts with
     for _ in range(8):
         with torch.no_grad():
             ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
