@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import shlex
 import shutil
@@ -96,3 +97,15 @@ def test_links_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
             assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+
+
+def test_the_speed_table_shows_what_the_csv_shows():
+    with (ROOT / "benchmarks" / "results" / "train_step.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    shown = [line for line in (ROOT / "README.md").read_text().splitlines() if re.match(r"\| \d+ \|", line)]
+    assert len(shown) == len(rows)
+    for line, row in zip(shown, rows, strict=True):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        speed = f"{float(row['median']):,.0f} ({float(row['q20']):,.0f}..{float(row['q80']):,.0f})"
+        ratio = f"{float(row['ratio']):.3f} ({float(row['ratio_q20']):.3f}..{float(row['ratio_q80']):.3f})"
+        assert [cells[0], *cells[2:]] == [row["x"], speed, ratio]
