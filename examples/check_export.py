@@ -4,8 +4,11 @@ import sys
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from scale.api import load_run
+
+disable_progress_bar()
 
 run, folder = sys.argv[1:3]
 ours, _ = load_run(run)

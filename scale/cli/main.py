@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -16,6 +17,7 @@ exit codes:
   0   done
   1   failed (the last line says why)
   2   wrong config, argument or data; nothing was started
+  130 interrupted by Ctrl-C before training began
   75  stopped on request after writing a checkpoint: run the same command again to go on
 """
 
@@ -46,6 +48,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point. Returns the exit code."""
+    # GNU OpenMP lets waiting threads spin for long: two runs on the same cores then starve each other
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     parser = make_parser()
     args, rest = parser.parse_known_args(arguments)
     if hasattr(args, "overrides"):  # argparse takes positional arguments only before the options

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,16 @@ def _train(args: argparse.Namespace) -> int:
         config = config.model_copy(update={"name": new_name(config.name)})
     from scale.build import build_trainer
     from scale.monitor.progress import facts_table
+    from scale.train.stop import StopSignal
 
     trainer = build_trainer(config, allow=[key for key in args.allow_change.split(",") if key])
     facts_table(trainer.recorder.facts)
     if args.dry_run:
         return EXIT_OK
     outcome = trainer.fit()
+    if outcome == "stopped":  # a scheduler that signals again must not turn our exit code into its own
+        for number in StopSignal.SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
     print(f"{outcome}: step {trainer.loop.done} of {trainer.loop.settings.steps}, {trainer.folder.path}")
     return EXIT_STOPPED if outcome == "stopped" else EXIT_OK
 

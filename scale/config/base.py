@@ -51,8 +51,9 @@ def exactly_one(model: BaseModel, *names: str) -> None:
     """Raise ValueError unless exactly one of the named fields is set."""
     given = [n for n in names if getattr(model, n) is not None]
     if len(given) != 1:
+        hint = f"; {given[0]}=null unsets one" if given else ""
         shown = ", ".join(given) if given else "none"
-        raise ValueError(f"give exactly one of {', '.join(names)} (given: {shown})")
+        raise ValueError(f"give exactly one of {', '.join(names)} (given: {shown}{hint})")
 
 
 def is_count(metadata: Iterable[Any]) -> bool:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from scale.data.planner import Plan, Planner
 from scale.data.rows import RowReader, unstack
-from scale.errors import ScaleError
+from scale.errors import UsageError
 from scale.protocols import Group, StepReport
 
 
@@ -113,9 +113,9 @@ class PackedSource:
         return {"data": self.fingerprint, "planner": self._state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises ScaleError if the state belongs to other data: documents are counted, so it would point at others."""
+        """Raises UsageError if the state belongs to other data: documents are counted, so it would point at others."""
         if state.get("data") != self.fingerprint:
-            raise ScaleError(
+            raise UsageError(
                 "data.sources: the data or the tokenizer changed since the checkpoint was written; restore the files "
                 "as they were, or start a new run with another name"
             )

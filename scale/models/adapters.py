@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import nn
 
@@ -30,6 +32,8 @@ def add_adapter(model: nn.Module, config: LoraConfig, seed: int) -> nn.Module:
         target_modules=list(config.targets),
         task_type="CAUSAL_LM",
     )
+    # peft asks transformers by a name that is about to go; nothing a user could mend
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return get_peft_model(model, lora)

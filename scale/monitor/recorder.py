@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from scale.errors import ScaleError
+from scale.errors import ScaleError, UsageError
 from scale.monitor.records import Metrics, read_rows
 from scale.monitor.run_folder import RunFolder
 from scale.monitor.run_state import RunState, Status, read_git
@@ -42,11 +42,13 @@ class RunRecorder:
         self.metrics = Metrics(folder.metrics)
         self.state = RunState(run_name=folder.path.name, config_hash="")
         self._saved_at = 0.0
+        self._status_before: Status | None = None
 
     def open(self, config_text: str | None) -> None:
         """Begin, or take up the run state of an earlier start. The folder must be locked."""
         if self.folder.run_state.exists():
             self.state = RunState.load(self.folder.run_state)
+            self._status_before = self.state.status
         self.state.config_hash = hashlib.sha256((config_text or "").encode()).hexdigest()
         self.state.status, self.state.facts = "initializing", self.facts
         self.state.error_message = self.state.ended_at = None
@@ -87,6 +89,8 @@ class RunRecorder:
     def close(self, outcome: str | None, error: BaseException | None) -> None:
         """Write the last state: completed, paused (to be continued), cancelled or failed."""
         status = _STATUS.get(outcome, "cancelled" if isinstance(error, KeyboardInterrupt) else "failed")
+        if isinstance(error, UsageError) and self._status_before is not None:
+            status = self._status_before  # refused before anything was done: the run is what it was
         self.state.end(status, str(error) or type(error).__name__ if error is not None else None)
         for monitor in self.monitors:
             monitor.finish(status)

@@ -159,7 +159,7 @@ def test_unreadable_files(tmp_path: Path, content: bytes, message: str) -> None:
         ("preset: tiny", "preset: tny", 5, "did you mean tiny?"),
         ("  seq_len: 64", "  seq_lenn: 64", 13, "data.seq_lenn = 64: unknown key; did you mean data.seq_len?"),
         ("train:", "lr: 3e-4\ntrain:", 16, "lr = 0.0003: unknown key; did you mean optim.lr?"),
-        ("steps: 10", "steps: 10\n  tokens: 5", 16, "train: give exactly one of steps, tokens, epochs (given: steps, tokens)"),
+        ("steps: 10", "steps: 10\n  tokens: 5", 16, "(given: steps, tokens; steps=null unsets one)"),
         ("kind: text", "kind: txt", 9, "data.sources.1.kind = 'txt': unknown kind; expected one of 'python-stdlib'"),
         ("kind: text", "kind: txt", 9, "did you mean text?"),
         ("    - kind: text\n      path", "    - path", 9, "data.sources.1: needs `kind` (one of python-stdlib, text, jsonl"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
-from scale.api import ScaleError, build_trainer, load_config
+from scale.api import UsageError, build_trainer, load_config
 from scale.config.data import DataConfig
 from scale.data.documents import PackedRows, TokenStore
 from scale.data.prepare import prepare
@@ -45,8 +45,10 @@ def test_a_run_does_not_continue_on_other_data(tmp_path):
     corpus = tmp_path / "corpus.jsonl"
     original = corpus.read_text()
     other_words(corpus)
-    with pytest.raises(ScaleError, match=r"^data\.sources: the data or the tokenizer changed .* another name$"):
+    with pytest.raises(UsageError, match=r"^data\.sources: the data or the tokenizer changed .* another name$"):
         made(tmp_path).fit()
+    state = json.loads((tmp_path / "runs" / "tiny" / "run_state.json").read_text())
+    assert state["status"] == "paused"  # the run is what it was
     assert metrics_of(tmp_path / "runs" / "tiny") == before
     checkpoints = (tmp_path / "runs" / "tiny" / "checkpoints").iterdir()
     assert [p.name for p in checkpoints if p.name.startswith("step_")] == ["step_00000004"]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,14 @@ def wait_for_rows(folder: Path, count: int, process: subprocess.Popen[str]) -> N
         time.sleep(0.002)
 
 
+def wait_for_end_of_training(folder: Path) -> None:
+    deadline = time.monotonic() + 60
+    while '"paused"' not in (folder / "run_state.json").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    time.sleep(0.02)  # between the last record and the return of `fit`
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_to_the_whole_process_group_ends_with_a_checkpoint(number, make_config, tmp_path):
     """Slurm and terminals signal every process of the job, the data workers included."""
@@ -35,6 +44,10 @@ def test_a_signal_to_the_whole_process_group_ends_with_a_checkpoint(number, make
     process = start(config, "stopped")
     wait_for_rows(tmp_path / "runs" / "stopped", 4, process)
     os.killpg(process.pid, number)
+    if number == signal.SIGTERM:  # an impatient scheduler signals again while the process is on its way out
+        wait_for_end_of_training(tmp_path / "runs" / "stopped")
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 75, out
     done = metrics_of(tmp_path / "runs" / "stopped")[-1]["step"]
