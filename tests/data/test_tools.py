@@ -20,7 +20,7 @@ from scale.data.tables import normalised
 from scale.data.tools import clean, inspect, source_from, split, validate
 from scale.errors import MissingExtra, UsageError
 
-FARENSE = Path("/work/shared/data/farense/train.jsonl")
+FARENSE = Path(__file__).parents[3] / "shared" / "data" / "farense" / "train.jsonl"
 QA = [
     {"prompt": "Who?", "completion": "Me.", "metadata": {"kind": "a"}},
     {"prompt": "Who?", "completion": "You.", "metadata": {"kind": "b"}},
