@@ -44,7 +44,7 @@ from scale.protocols import Monitor, Strategy, Weights
 from scale.train.facts import BatchShape, run_facts, total_steps
 from scale.trainer import Trainer
 
-STRATEGIES = {"single": Single}
+STRATEGIES = {"auto": Single, "single": Single}
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def build_trainer(config: PretrainRun, allow: Sequence[str] = ()) -> Trainer:
     steps = total_steps(config, sum(order.positions for order in planner.orders), fill)
     check_plan(config, steps, any(documents.tokens for documents in prepared.valid))
     flops = partial(flops_per_token, model_size(model.module), model.config)
-    strategy = STRATEGIES[config.compute.strategy](hardware.device, choices.precision.value)
+    strategy = STRATEGIES[config.compute.strategy](hardware.device, choices.precision.value, choices.compile.value)
     objective = CausalLM()
     trainer = Trainer(
         model.module,
@@ -121,9 +121,6 @@ def build_trainer(config: PretrainRun, allow: Sequence[str] = ()) -> Trainer:
     )
     if not config.data.cross_documents:
         refuse_leaks(model.module, model.config.vocab_size)
-    if choices.compile.value != "off":
-        mode = None if choices.compile.value == "default" else "max-autotune-no-cudagraphs"
-        model.module.compile(mode=mode)
     return trainer
 
 

@@ -7,12 +7,18 @@ EXIT_USAGE = 2
 """Wrong config, argument or input data: nothing was started."""
 EXIT_STOPPED = 75
 """Stopped on request (SIGTERM, SIGUSR1, Ctrl-C) after writing a checkpoint: run the same command again to go on."""
+EXIT_MEMORY = 76
+"""One of several ranks ran out of memory: launchers start all again from the last checkpoint with smaller micro-batches."""
 
 
 class ScaleError(Exception):
-    """A failure that one line explains: what happened, where, and what to do. Printed without a traceback."""
+    """A failure that one line explains: what happened, where, and what to do. Printed without a traceback.
+
+    `shared`: the same on every rank, so that naming one would mislead.
+    """
 
     exit_code = EXIT_FAILED
+    shared = False
 
 
 class UsageError(ScaleError):
@@ -26,3 +32,17 @@ class MissingExtra(UsageError):
 
     def __init__(self, what: str, extra: str):
         super().__init__(f"{what} needs an extra that is not installed: pip install 'scale-trainer[{extra}]'")
+
+
+class OutOfMemory(ScaleError):
+    """Memory ran out on one of several ranks, whose collectives no longer match: only a new start can go on."""
+
+    exit_code = EXIT_MEMORY
+
+
+class Elsewhere(ScaleError):
+    """Another rank failed and says why; this one ends with the same exit code and says nothing."""
+
+    def __init__(self, text: str, exit_code: int = EXIT_FAILED):
+        super().__init__(text)
+        self.exit_code = exit_code

@@ -80,7 +80,8 @@ class Objective(Protocol):
 class Shard:
     """This rank's part of one fp32 master parameter: rows from `offset` of a parameter of `global_shape`.
 
-    `flat` says that the part is a run of the flattened parameter starting at element `offset` (ZeRO-2 cuts rows).
+    `flat` says that the part is a run of the flattened parameter starting at element `offset` (ZeRO cuts rows). A rank
+    without a part has an empty one, so that every rank knows all names. `copies` ranks hold the same part.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Shard:
     global_shape: tuple[int, ...]
     offset: int = 0
     flat: bool = False
+    copies: int = 1
 
 
 Shards = dict[str, Shard]
@@ -108,12 +110,27 @@ class Update:
     skipped: str | None = None
 
 
-class Strategy(Protocol):
-    """Where weights live and how ranks agree. The only part that knows DTensor, ZeRO or a process group."""
+class Ranks(Protocol):
+    """The processes of one run. Everything but the three fields is collective."""
 
     rank: int
     world_size: int
     device: Any
+
+    def all_sum(self, values: Tensor) -> Tensor:
+        """Sum over ranks, the same on each."""
+        ...
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is up on any rank."""
+        ...
+
+
+class Strategy(Protocol):
+    """Where weights live and how gradients meet. With `Ranks`, all that knows DTensor, ZeRO or a process group."""
+
+    @property
+    def ranks(self) -> Ranks: ...
 
     def prepare(self, root: nn.Module, optim: OptimConfig | None, weights: Weights | None) -> nn.Module:
         """Place, fill and wrap the root; build the optimizer. `optim=None` makes a frozen reference."""
@@ -139,24 +156,24 @@ class Strategy(Protocol):
         """Local fp32 masters, writable; on exit what was written is published to the weights of the next forward."""
         ...
 
-    def all_sum(self, values: Tensor) -> Tensor:
-        """Sum over ranks, the same on each."""
-        ...
-
     def full_params(self) -> Iterator[tuple[str, Tensor]]:
         """Every parameter whole, one at a time: export, weight sync to rollout engines."""
         ...
 
     def tensors(self) -> dict[str, Tensor]:
-        """Canonical state: `model/NAME` and `optim/NAME/MOMENT`, fp32, per parameter; DTensors where sharded."""
+        """Canonical state: `model/NAME` and `optim/NAME/MOMENT`, fp32, per parameter, whatever the strategy.
+
+        Over all ranks every name is there, of its global shape: as a DTensor, whole on every rank, or whole on one only.
+        """
         ...
 
     def blank(self, saved: Mapping[str, Size]) -> dict[str, Tensor]:
-        """Tensors to read a canonical state of these names and shapes into. Raises ScaleError if they do not fit."""
+        """Tensors into which this rank reads its part of a canonical state of these names and global shapes (DTensors, or
+        some of the names whole). Raises ScaleError if they do not fit the model."""
         ...
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what was read into `blank`."""
+        """Take over what was read into `blank`. Collective."""
         ...
 
 

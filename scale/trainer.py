@@ -99,7 +99,7 @@ class Trainer:
             self._save,
             lambda: self.checkpoints.poll(),
             judge(self.root) if judge else None,
-            StepProfiler(profile, self.folder.profile, self.strategy.device) if profile else None,
+            StepProfiler(profile, self.folder.profile, self.strategy.ranks.device) if profile else None,
         )
 
     def fit(self) -> Outcome:

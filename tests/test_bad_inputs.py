@@ -77,7 +77,7 @@ CONFIGS = {
         {"data.tokenizer.vocab_size": 257}, ["vocab_size = 257: should be greater than or equal to 258"]),
     "everything held out": ({"data.held_out.fraction": 1}, ["data.held_out.fraction = 1: should be less than 1"]),
     "adapter on a preset": ({"adapter": {"kind": "lora"}}, ["adapter: an adapter on a preset", "use model.path"]),
-    "unknown device": ({"compute.device": "gpu"}, ["compute.device = 'gpu': expected 'auto', 'cpu' or 'cuda'"]),
+    "unknown device": ({"compute.device": "gpu"}, ["compute.device = 'gpu': expected 'auto', 'cpu', 'cuda' or 'mps'"]),
     "flash attention on a CPU": (
         {"compute.device": "cpu", "compute.attention": "flash_attention_2"},
         ["compute.attention = 'flash_attention_2'", "use sdpa"]),

@@ -15,23 +15,74 @@ LARGEST_STEP = 2**30
 """Tokens in one step; the rows of a step are planned in memory."""
 
 
+class FsdpConfig(Strict):
+    """FSDP2: weights, gradients and moments are sharded over the ranks."""
+
+    shard: Literal["all"] | Count = "all"
+    """Ranks that share one copy of the model. Fewer than all: the copies are kept equal by all-reduce (HSDP); usually the
+    GPUs of one node."""
+    reshard: bool = True
+    """Free gathered weights after the forward pass and gather them again for the backward pass (as ZeRO-3); false keeps
+    them in between (as ZeRO-2): faster, more memory."""
+    reduce: Literal["micro", "step"] = "micro"
+    """When gradients are exchanged. micro: after every micro-batch, gradients stay sharded; step: once, which holds whole
+    gradients on every rank."""
+    offload: bool = False
+    """Keep shards in CPU memory."""
+
+
+class DeepSpeedConfig(Strict):
+    """DeepSpeed ZeRO. Its JSON is generated from this file."""
+
+    stage: Literal[2, 3] = 3
+    """2: gradients and moments are sharded; 3: weights too."""
+    offload: bool = False
+    """Keep masters and moments in CPU memory."""
+    config: str | None = None
+    """A DeepSpeed JSON file of your own, for what is not an option here. Whatever contradicts this file is refused."""
+
+
+class Fp8Config(Strict):
+    """Matrix products in 8-bit floating point (precision: fp8). Small and odd matrices stay in bf16 and are listed."""
+
+    backend: Literal["auto", "torchao", "te"] = "auto"
+    """torchao or Transformer Engine; auto: torchao if it is installed."""
+    recipe: Literal["tensorwise", "rowwise"] = "tensorwise"
+    """One scale for each tensor (fastest) or each row (more exact)."""
+    smallest: Count = 1024
+    """Matrices with a side shorter than this stay in bf16: they would be slower in FP8."""
+    emulate: bool = False
+    """Compute FP8 rounding in bf16/fp32, on any device: for tests, never faster."""
+
+
 class ComputeConfig(Strict):
     """How to compute. `auto` is decided from the hardware and printed with its reason."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda if there is one, else cpu."""
-    strategy: Literal["single"] = "single"
-    """Where the weights live. single: one device."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """bf16: autocast around fp32 master weights."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto: cuda if there is one, then mps, else cpu."""
+    strategy: Literal["auto", "single", "fsdp", "deepspeed"] = "auto"
+    """Where the weights live. auto: fsdp where several processes were started, else single (one device)."""
+    fsdp: FsdpConfig = FsdpConfig()
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    precision: Literal["auto", "fp32", "bf16", "fp8"] = "auto"
+    """bf16: around fp32 master weights. fp8: large matrix products in FP8, the rest in bf16. auto: fp8 where it was measured
+    faster on this model's matrices, else bf16 where the device computes it natively, else fp32."""
+    fp8: Fp8Config = Fp8Config()
     compile: Literal["auto", "off", "default", "max-autotune"] = "auto"
     """torch.compile of the model; max-autotune leaves CUDA graphs out (row lengths change)."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flex_attention"] = "auto"
-    """Attention implementation of the Hugging Face model. auto: sdpa."""
+    """Attention implementation of the Hugging Face model. auto: by device, model and mask."""
+    kernels: Literal["auto", "off", "liger"] = "auto"
+    """Fused kernels inside the model. auto: liger on a CUDA device where it is installed and knows the model."""
+    loss: Literal["auto", "full", "chunked", "cce"] = "auto"
+    """How the loss meets the vocabulary. full: all logits at once; chunked: a few rows of logits at a time, recomputed in
+    the backward pass; cce: Cut-Cross-Entropy's kernel. auto: chunked where all logits would take over 1 GiB."""
     recompute: Literal["auto", "off"] | Count = "auto"
     """Activation checkpointing: recompute every k-th layer in the backward pass (1: all). auto: 4 from 100M parameters up."""
     threads: Annotated[Count, Field(le=1024)] | None = None
     """CPU threads of torch; default: torch's own choice."""
+    timeout: Annotated[int, Field(ge=10)] = 300
+    """Seconds after which a collective counts as hung, once the first step is done."""
 
 
 class EarlyStop(Strict):

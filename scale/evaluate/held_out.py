@@ -44,20 +44,20 @@ class HeldOut:
         self.root.eval()
         sums: dict[str, Tensor] = {}  # of each term, by source: total and count
         weights: dict[str, float] = {}
-        nothing = torch.zeros(len(self.rows), 2, dtype=torch.float64, device=self.strategy.device)
+        nothing = torch.zeros(len(self.rows), 2, dtype=torch.float64, device=self.strategy.ranks.device)
         with torch.no_grad():
             for i, rows in enumerate(self.rows.values()):
-                mine = rows[self.strategy.rank :: self.strategy.world_size]
+                mine = rows[self.strategy.ranks.rank :: self.strategy.ranks.world_size]
                 for at in range(0, len(mine), self.micro_rows):
                     batch = self.reader.batch(mine[at : at + self.micro_rows], self.seq_len)
-                    loss = self.root({k: v.to(self.strategy.device) for k, v in batch.items()})
+                    loss = self.root({k: v.to(self.strategy.ranks.device) for k, v in batch.items()})
                     for name, term in loss.terms.items():
                         weights[name] = term.weight
                         sums.setdefault(name, nothing.clone())[i] += torch.stack([term.total.double(), term.count])
         self.root.train(was_training)
         if not sums:
             return Score(0.0, 0)
-        sums_TS2 = self.strategy.all_sum(torch.stack(list(sums.values()))).cpu()
+        sums_TS2 = self.strategy.ranks.all_sum(torch.stack(list(sums.values()))).cpu()
 
         def mean(sums_T2: Tensor) -> float:
             by_term = zip(weights.values(), sums_T2.tolist(), strict=True)

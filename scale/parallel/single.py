@@ -13,26 +13,27 @@ from scale.config.optim import OptimConfig
 from scale.errors import ScaleError
 from scale.models.build import materialise
 from scale.objectives.root import Root
+from scale.parallel.compiling import compile_module
 from scale.parallel.optimizer import OptimizerSet
+from scale.parallel.ranks import Ranks
 from scale.protocols import Observe, Shard, Shards, Update, Veto, Weights
 
 
 class Single:
     """Implements `scale.protocols.Strategy` on one device; bf16 means autocast around fp32 weights."""
 
-    rank = 0
-    world_size = 1
-
-    def __init__(self, device: str | torch.device = "cpu", precision: str = "fp32"):
-        self.device = torch.device(device)
-        self.precision = precision
+    def __init__(self, device: str | torch.device = "cpu", precision: str = "fp32", compile: str = "off"):
+        self.ranks = Ranks(device=device)
+        self.device = self.ranks.device
+        self.precision, self.compile = precision, compile
 
     def prepare(self, root: nn.Module, optim: OptimConfig | None, weights: Weights | None) -> nn.Module:
         assert isinstance(root, Root)
         if weights is not None:
             materialise(root.model, weights, self.device)
         root.model.to(self.device)
-        if self.precision == "bf16":
+        compile_module(root.model, self.compile)
+        if self.precision != "fp32":
             root.forward = torch.autocast(self.device.type, torch.bfloat16)(root.forward)  # type: ignore[method-assign]
         if optim is None:
             root.requires_grad_(False)
@@ -75,9 +76,6 @@ class Single:
             name: Shard(name, param.data, param.grad, tuple(param.shape))
             for param, name in self.optimizer.names.items()
         }
-
-    def all_sum(self, values: Tensor) -> Tensor:
-        return values
 
     def full_params(self) -> Iterator[tuple[str, Tensor]]:
         for name, param in self.model.named_parameters():

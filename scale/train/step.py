@@ -65,7 +65,7 @@ class BackwardStepper:
     ):
         self.root, self.objective, self.strategy, self.settings, self.event = root, objective, strategy, settings, event
         self.spikes = SpikeFilter(settings.spike)
-        self.gradients = LayerGradients(strategy.all_sum)
+        self.gradients = LayerGradients(strategy.ranks.all_sum)
         self.steps_done = 0
         self.split = 1  # micro-batches are this many times smaller than drawn, after running out of memory
 
@@ -143,11 +143,11 @@ class BackwardStepper:
         group = source.rehearse()
         if group is None:
             return
-        rng, buffers = _rng(self.strategy.device), [b.clone() for b in self.root.buffers()]
+        rng, buffers = _rng(self.strategy.ranks.device), [b.clone() for b in self.root.buffers()]
         with suppress(_NothingToLearn):
             self._with_less_memory(lambda: self._gradients(group), group)
         self.strategy.discard()
-        _set_rng(self.strategy.device, rng)
+        _set_rng(self.strategy.ranks.device, rng)
         for buffer, before in zip(self.root.buffers(), buffers, strict=True):
             buffer.copy_(before)
 
@@ -158,7 +158,7 @@ class BackwardStepper:
         """
         batches = group.split(self.split)
         denominators = self._denominators(batches)
-        total = torch.zeros((), dtype=torch.float64, device=self.strategy.device)
+        total = torch.zeros((), dtype=torch.float64, device=self.strategy.ranks.device)
         metrics: dict[str, Tensor] = {}
         for i, batch in enumerate(batches):
             with self.strategy.accumulate(last=i == len(batches) - 1):
@@ -169,14 +169,14 @@ class BackwardStepper:
             for name, term in out.metrics.items():
                 pair = torch.stack([term.total.detach().double(), term.count.double()])
                 metrics[name] = metrics.get(name, torch.zeros_like(pair)) + pair
-        values = self.strategy.all_sum(torch.cat([total.view(1), *metrics.values()]))
+        values = self.strategy.ranks.all_sum(torch.cat([total.view(1), *metrics.values()]))
         return _Sums(values, list(metrics), len(batches))
 
     def _denominators(self, batches: list[Batch]) -> dict[str, float]:
         """Count of each term over all micro-batches and ranks. Raises _NothingToLearn if all are zero."""
         local = [self.objective.counts(batch) for batch in batches]
         names = list(local[0])
-        counts = self.strategy.all_sum(
+        counts = self.strategy.ranks.all_sum(
             torch.stack([sum_of(c[name] for c in local) for name in names]).double()
         ).tolist()
         if not any(counts):
@@ -186,7 +186,7 @@ class BackwardStepper:
     def _with_less_memory(self, run: Callable[[], Any], group: Group) -> Any:
         """Run; when memory does not suffice, halve the micro-batch (the global batch stays) and run again."""
         while True:
-            rng = _rng(self.strategy.device)
+            rng = _rng(self.strategy.ranks.device)
             try:
                 return run()
             except (torch.OutOfMemoryError, RuntimeError) as error:
@@ -198,15 +198,15 @@ class BackwardStepper:
                         "out of memory with a single row: lower data.seq_len, set compute.recompute=1 or take a smaller model"
                     ) from None
             self.strategy.discard()
-            if self.strategy.device.type == "cuda":
+            if self.strategy.ranks.device.type == "cuda":
                 torch.cuda.empty_cache()
-            _set_rng(self.strategy.device, rng)
+            _set_rng(self.strategy.ranks.device, rng)
             self.split *= 2
             text = f"out of memory with {rows} rows at once: now {-(-rows // 2)} rows, same global batch"
             self.event("out_of_memory", text)
 
     def _to_device(self, batch: Batch) -> dict[str, Tensor]:
-        return {name: tensor.to(self.strategy.device, non_blocking=True) for name, tensor in batch.items()}
+        return {name: tensor.to(self.strategy.ranks.device, non_blocking=True) for name, tensor in batch.items()}
 
     def state_dict(self) -> dict[str, Any]:
         return {"steps_done": self.steps_done, "split": self.split, "spikes": self.spikes.state_dict()}
