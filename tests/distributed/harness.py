@@ -1,0 +1,85 @@
+"""Runs a function in several real processes that form one process group over gloo, and brings their results back."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def rank_env(rank: int, world_size: int, port: int) -> dict[str, str]:
+    """The environment that torchrun would give a rank."""
+    return os.environ | {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+    }
+
+
+def run_ranks(target: str, world_size: int = 2, timeout: float = 240, **arguments: Any) -> list[Any]:
+    """Call `package.module:function` as `function(ranks, **arguments)` in each of `world_size` processes.
+
+    Arguments and results travel as JSON; results come back by rank. A failing rank fails the test with its output.
+    """
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "tests.distributed.harness", target, json.dumps(arguments), folder]
+        processes = [
+            subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=rank_env(rank, world_size, port),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank in range(world_size)
+        ]
+        try:
+            outputs = [process.communicate(timeout=timeout)[0] for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+        for rank, process in enumerate(processes):
+            assert process.returncode == 0, f"rank {rank} exited with {process.returncode}:\n" + "\n".join(
+                f"--- rank {r} ---\n{text[-4000:]}" for r, text in enumerate(outputs)
+            )
+        return [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(world_size)]
+
+
+def _main() -> None:
+    target, arguments, folder = sys.argv[1:]
+    import torch
+
+    from scale.parallel.ranks import join, leave
+
+    torch.set_num_threads(1)
+    module, _, function = target.partition(":")
+    ranks = join("cpu")
+    result = getattr(importlib.import_module(module), function)(ranks, **json.loads(arguments))
+    Path(folder, f"{ranks.rank}.json").write_text(json.dumps(result))
+    ranks.barrier()
+    leave()
+
+
+if __name__ == "__main__":
+    _main()
