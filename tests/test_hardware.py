@@ -2,60 +2,167 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 from transformers import LlamaConfig
 
-from scale.errors import UsageError
+from scale.errors import MissingExtra, UsageError
 from scale.hardware import (
+    CARDS,
     Hardware,
+    card,
+    card_named,
     choose_attention,
     choose_compile,
+    choose_kernels,
+    choose_loss,
     choose_micro_rows,
     choose_precision,
     choose_recompute,
     detect,
+    has_fp8,
     peak_flops,
+    sum_dtype,
 )
+from scale.hardware.machine import group_limits
 from scale.models.size import activation_bytes_per_token, model_size, state_bytes
 
 GIB = 2**30
 A100 = Hardware("cuda", "NVIDIA A100-SXM4-80GB", 80 * GIB, 16, (8, 0))
-H100 = Hardware("cuda", "NVIDIA H100 80GB HBM3", 80 * GIB, 16, (9, 0))
+H100 = Hardware("cuda", "NVIDIA H100 80GB HBM3", 80 * GIB, 16, (9, 0), 8)
+H200 = Hardware("cuda", "NVIDIA H200", 139 * GIB, 16, (9, 0), 8)
+B200 = Hardware("cuda", "NVIDIA B200", 178 * GIB, 16, (10, 0), 8)
+RTX = Hardware("cuda", "NVIDIA GeForce RTX 4090", 24 * GIB, 16, (8, 9))
 T4 = Hardware("cuda", "Tesla T4", 16 * GIB, 8, (7, 5))
+MPS = Hardware("mps", "Apple GPU", 16 * GIB, 8)
 CPU = Hardware("cpu", "some CPU", 16 * GIB, 8)
+MODERN, OLD = (A100, H100, H200, B200, RTX), (T4, MPS, CPU)
+SINKS = ("eager", "flex_attention")  # what GPT-OSS supports
 
 
-@pytest.mark.parametrize(("hardware", "precision"), [(A100, "bf16"), (H100, "bf16"), (T4, "fp32"), (CPU, "fp32")])
-def test_precision(hardware: Hardware, precision: str) -> None:
-    assert choose_precision("auto", hardware).value == precision
+@pytest.fixture(autouse=True)
+def packages(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The optional packages that count as installed."""
+    here: set[str] = set()
+    monkeypatch.setattr("scale.hardware.choices.installed", lambda name: name in here)
+    return here
+
+
+@pytest.mark.parametrize("hardware", [*MODERN, *OLD])
+def test_precision(hardware: Hardware) -> None:
+    assert choose_precision("auto", hardware).value == ("bf16" if hardware in MODERN else "fp32")
     assert choose_precision("fp32", hardware).value == "fp32"
+
+
+def test_fp8_is_chosen_by_measured_speed_alone() -> None:
+    for hardware in (H100, H200, B200, RTX):
+        assert has_fp8(hardware)
+        assert choose_precision("auto", hardware, speedup=1.30).value == "fp8"
+        slow = choose_precision("auto", hardware, speedup=1.04)
+        assert slow.value == "bf16" and "1.04x" in slow.reason
+        assert choose_precision("fp8", hardware).value == "fp8"
+    for hardware in (A100, *OLD):
+        assert not has_fp8(hardware)
+        with pytest.raises(UsageError, match=rf"compute\.precision = 'fp8': {hardware.name} has none"):
+            choose_precision("fp8", hardware)
+        assert "emulated" in choose_precision("fp8", hardware, emulate=True).reason
 
 
 def test_bf16_is_refused_by_cards_without_it_and_only_by_them() -> None:
     with pytest.raises(UsageError, match=r"compute\.precision = 'bf16': Tesla T4"):
         choose_precision("bf16", T4)
-    assert [choose_precision("bf16", h).value for h in (A100, H100, CPU)] == ["bf16"] * 3
+    assert {choose_precision("bf16", h).value for h in (*MODERN, MPS, CPU)} == {"bf16"}
 
 
 @pytest.mark.parametrize(
-    ("hardware", "mode"), [(A100, "default"), (H100, "max-autotune"), (T4, "default"), (CPU, "off")]
-)
+    ("hardware", "mode"),
+    [(A100, "default"), (RTX, "default"), (H100, "max-autotune"), (H200, "max-autotune"), (B200, "max-autotune"),
+     (T4, "default"), (MPS, "off"), (CPU, "off")],
+)  # fmt: skip
 def test_compile(hardware: Hardware, mode: str) -> None:
     assert choose_compile("auto", hardware).value == mode
     for asked in ("off", "default", "max-autotune"):
         assert choose_compile(asked, hardware).value == asked
 
 
-def test_attention() -> None:
-    for hardware in (A100, H100, T4, CPU):
-        assert choose_attention("auto", hardware).value == "sdpa"
-        assert choose_attention("eager", hardware).value == "eager"
+@pytest.mark.parametrize("hardware", MODERN)
+def test_attention_of_packed_documents_on_a_gpu(hardware: Hardware, packages: set[str]) -> None:
+    assert choose_attention("auto", hardware).value == "flex_attention"
+    assert choose_attention("auto", hardware, ("sdpa", "eager")).value == "sdpa"
+    packages.add("flash_attn")
+    assert choose_attention("auto", hardware).value == "flash_attention_2"
+    assert choose_attention("auto", hardware, precision="fp32").value == "flex_attention"
+    assert choose_attention("auto", hardware, cross_documents=True).value == "sdpa"
+    assert choose_attention("auto", hardware, SINKS).value == "flex_attention"
+    assert choose_attention("auto", hardware, SINKS, cross_documents=True).value == "flex_attention"
+
+
+@pytest.mark.parametrize("hardware", OLD)
+def test_attention_elsewhere(hardware: Hardware, packages: set[str]) -> None:
+    packages.add("flash_attn")
+    for cross in (False, True):
+        assert choose_attention("auto", hardware, cross_documents=cross).value == "sdpa"
+        assert choose_attention("auto", hardware, SINKS, cross).value == "eager"
+
+
+def test_attention_that_cannot_run_is_refused_with_what_can(packages: set[str]) -> None:
     for asked in ("flex_attention", "flash_attention_2"):
-        assert choose_attention(asked, A100).value == asked
         with pytest.raises(UsageError, match=rf"compute\.attention = '{asked}'.*\(use sdpa\)"):
             choose_attention(asked, CPU)
+    with pytest.raises(UsageError, match=r"'sdpa': this model does not support it \(it has: eager, flex_attention\)"):
+        choose_attention("sdpa", A100, SINKS)
+    with pytest.raises(UsageError, match=r"capability 8\.0, this is Tesla T4"):
+        choose_attention("flash_attention_2", T4)
+    with pytest.raises(MissingExtra, match=r"scale-trainer\[flash\]"):
+        choose_attention("flash_attention_2", A100)
+    packages.add("flash_attn")
+    assert choose_attention("flash_attention_2", A100).value == "flash_attention_2"
+    with pytest.raises(UsageError, match="does not compute in fp32"):
+        choose_attention("flash_attention_2", A100, precision="fp32")
+
+
+def test_kernels(packages: set[str]) -> None:
+    assert choose_kernels("auto", H100, "llama", known=True).value == "off"
+    with pytest.raises(MissingExtra, match=r"scale-trainer\[kernels\]"):
+        choose_kernels("liger", H100, "llama", known=True)
+    packages.add("liger_kernel")
+    for hardware in (*MODERN, T4):
+        assert choose_kernels("auto", hardware, "llama", known=True).value == "liger"
+        assert choose_kernels("auto", hardware, "opt", known=False).value == "off"
+        assert choose_kernels("off", hardware, "llama", known=True).value == "off"
+        with pytest.raises(UsageError, match="no kernels for 'opt'"):
+            choose_kernels("liger", hardware, "opt", known=False)
+    for hardware in (MPS, CPU):
+        assert choose_kernels("auto", hardware, "llama", known=True).value == "off"
+        with pytest.raises(UsageError, match=r"compute\.kernels = 'liger': its kernels need CUDA"):
+            choose_kernels("liger", hardware, "llama", known=True)
+
+
+@pytest.mark.parametrize("hardware", [*MODERN, *OLD])
+def test_loss(hardware: Hardware, packages: set[str]) -> None:
+    """1 GiB is 2048 tokens x 43690.67 entries x 4 bytes x 3."""
+    assert choose_loss("auto", hardware, 2048, 43_690, None).value == "full"
+    assert choose_loss("auto", hardware, 2048, 43_691, None).value == "chunked"
+    scaled = choose_loss("auto", hardware, 2048, 200_000, "its logits are scaled")
+    assert scaled.value == "full" and "scaled" in scaled.reason
+    assert choose_loss("chunked", hardware, 1, 1, None).value == "chunked"
+    with pytest.raises(UsageError, match=r"compute\.loss = 'chunked': its logits are scaled \(use full\)"):
+        choose_loss("chunked", hardware, 1, 1, "its logits are scaled")
+
+
+def test_cce_needs_cuda_its_package_and_no_fp32(packages: set[str]) -> None:
+    for hardware in (MPS, CPU):
+        with pytest.raises(UsageError, match=r"compute\.loss = 'cce': its kernel needs CUDA"):
+            choose_loss("cce", hardware, 1, 1, None)
+    with pytest.raises(UsageError, match="fp32"):
+        choose_loss("cce", H100, 1, 1, None, precision="fp32")
+    with pytest.raises(MissingExtra, match=r"scale-trainer\[cce\]"):
+        choose_loss("cce", H100, 1, 1, None)
+    packages.add("cut_cross_entropy")
+    assert "untested" in choose_loss("cce", H100, 1, 1, None).reason
 
 
 @pytest.mark.parametrize(
@@ -96,9 +203,68 @@ def test_micro_rows_on_a_cpu_hold_at_most_8192_tokens(seq_len: int, micro: int) 
     assert choose_micro_rows(64, seq_len, 1, 0, A100).value == "64"
 
 
-def test_peak_flops_of_a_known_card_is_its_datasheet() -> None:
+def test_peaks_and_bandwidth_of_known_cards_are_their_datasheets() -> None:
     assert float(peak_flops(A100, "bf16").value) == 312e12
     assert float(peak_flops(H100, "bf16").value) == 989e12
+    assert float(peak_flops(H100, "fp8").value) == 1979e12
+    assert float(peak_flops(B200, "fp8").value) == 4500e12
+    assert A100.peak("fp8") is None and T4.peak("bf16") is None and CPU.peak("bf16") is None
+    assert (H200.bandwidth, RTX.bandwidth, CPU.bandwidth) == (4800e9, 1008e9, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("NVIDIA A100-SXM4-40GB", "a100-40gb"),
+        ("NVIDIA A100-PCIE-40GB", "a100-40gb"),
+        ("NVIDIA A100 80GB PCIe", "a100-pcie"),
+        ("NVIDIA H100 PCIe", "h100-pcie"),
+        ("NVIDIA H100 NVL", "h100-nvl"),
+        ("NVIDIA H200 NVL", "h200-nvl"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA A10", "a10"),
+        ("NVIDIA A10G", "a10g"),
+        ("NVIDIA RTX 6000 Ada Generation", "rtx6000-ada"),
+        ("Tesla V100-SXM2-16GB", "v100"),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),  # a part of a card
+        ("NVIDIA GB200", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA L40", None),
+    ],
+)
+def test_cards_are_told_apart_by_the_name_of_their_driver(name: str, short: str | None) -> None:
+    assert card_named(name) == (CARDS[short] if short else None)
+
+
+def test_a_card_by_name_without_having_it() -> None:
+    for short, row in CARDS.items():
+        planned = Hardware.of(short)
+        assert planned.facts == row == card(short.upper()), short
+    h100 = Hardware.of("h100", count=8)
+    assert (h100.count, h100.capability, h100.memory) == (8, (9, 0), 79 * GIB)
+    with pytest.raises(UsageError, match="GPU 'h1000' is not known: choose one of a100,"):
+        card("h1000")
+
+
+def test_memory_of_a_control_group(tmp_path: Path) -> None:
+    def limit(path: str, value: str) -> None:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(f"{value}\n")
+
+    limit("job/step/memory.max", "max")
+    limit("job/memory.max", "4096")
+    limit("memory.max", "8192")
+    assert group_limits("0::/job/step\n", tmp_path) == [4096, 8192]
+    assert group_limits("0::/not/mounted/here\n", tmp_path) == [8192]
+    limit("memory/docker/memory.limit_in_bytes", "2048")
+    assert group_limits("5:cpu,cpuacct:/docker\n4:memory:/docker\n", tmp_path) == [2048]
+    assert group_limits("", tmp_path) == []
+
+
+def test_sums_are_float64_where_there_is_one() -> None:
+    assert [sum_dtype(d) for d in ("cpu", "cuda:1", "mps")] == [torch.float64, torch.float64, torch.float32]
+    assert sum_dtype(torch.device("mps", 0)) == torch.float32
 
 
 def test_this_machine_and_a_device_that_is_not_there() -> None:
