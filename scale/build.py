@@ -120,7 +120,7 @@ def build_trainer(config: PretrainRun, allow: Sequence[str] = ()) -> Trainer:
         settled=settled(config, choices),
     )
     if not config.data.cross_documents:
-        refuse_leaks(model.module, model.config.vocab_size)
+        refuse_leaks(trainer.root, model.config.vocab_size)
     return trainer
 
 

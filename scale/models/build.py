@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ from typing import Any
 import torch
 from torch import Size, Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.logging import disable_progress_bar
 
 from scale.config.model import ModelConfig
 from scale.errors import UsageError
 from scale.models.presets import preset_config
+from scale.models.stored import stored_weights
 from scale.protocols import Weights
 
 _SIZES = {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -65,23 +67,36 @@ def _checked(make: Any, config: ModelConfig) -> Any:
 
 
 def build_model(
-    config: ModelConfig, hf_config: PretrainedConfig, attention: str, seed: int
+    config: ModelConfig,
+    hf_config: PretrainedConfig,
+    attention: str,
+    seed: int,
+    lazy: bool = False,
+    say: Callable[[str], None] = print,
 ) -> tuple[nn.Module, Weights | None]:
     """A model and where its weights come from.
 
     Presets are made on the meta device, with a `Weights` that draws each parameter from its own seeded generator: the
-    values do not depend on how the model is sharded. Pretrained models come loaded (`Weights` is None).
+    values do not depend on how the model is sharded. Pretrained models come loaded (`Weights` is None), unless `lazy`
+    asks for a meta model as well, with a `Weights` that reads its files parameter by parameter; where those do not fit
+    the model's parameters one to one, `say` hears why, and the model comes loaded.
     """
     path = config.path
     if path is not None and config.init != "random":
+        if lazy:
+            model = _meta(config, hf_config, attention)
+            stored = _checked(lambda: stored_weights(path, model), config)
+            if not isinstance(stored, str):
+                return model, stored
+            say(f"model.path = {path!r}: every rank loads the whole model ({stored})")
         return _checked(lambda: _pretrained(path, attention), config), None
     if config.preset is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return _checked(lambda: _from_config(hf_config, attention), config), None
-    with torch.device("meta"):
-        model = _checked(lambda: _from_config(hf_config, attention), config)
-        if attention in ("sdpa", "eager"):
+    model = _meta(config, hf_config, attention)
+    if attention in ("sdpa", "eager"):
+        with torch.device("meta"):
             _checked(lambda: _try_shapes(model), config)
     return model, llama_init(seed, hf_config.initializer_range, hf_config.num_hidden_layers)
 
@@ -103,6 +118,11 @@ def _pretrained(path: str, attention: str) -> Any:
     if wrong:  # transformers has filled them at random
         raise ValueError(f"{len(wrong)} of its weights do not fit its config.json, the first is {wrong[0]}")
     return model
+
+
+def _meta(config: ModelConfig, hf_config: PretrainedConfig, attention: str) -> Any:
+    with torch.device("meta"):
+        return _checked(lambda: _from_config(hf_config, attention), config)
 
 
 def _from_config(hf_config: PretrainedConfig, attention: str) -> Any:
@@ -135,16 +155,25 @@ def _seed_of(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=7).digest(), "big")
 
 
-def materialise(model: nn.Module, weights: Weights, device: torch.device) -> None:
-    """Give a meta model memory on `device`, fill its parameters and make its non-persistent buffers anew."""
+Put = Callable[[Tensor, Tensor], Any]
+"""Writes a parameter's full value into what this process holds of the parameter: (parameter, full value)."""
+
+
+def materialise(model: nn.Module, weights: Weights, device: torch.device, put: Put = Tensor.copy_) -> None:
+    """Give a meta model memory on `device`, fill its parameters one by one and make its rotary buffers anew."""
+    names: dict[Tensor, list[str]] = {}
+    for name, param in model.named_parameters(remove_duplicate=False):
+        names.setdefault(param, []).append(name)
     model.to_empty(device=device)
+    for first, *tied in names.values():  # `to_empty` makes each of them a parameter of its own
+        for name in tied:
+            owner, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, model.get_parameter(first))
     with torch.no_grad():
         for name, param in model.named_parameters():
-            param.copy_(weights(name, param.shape))
+            put(param, weights(name, param.shape))
     for module in model.modules():
         _remake_rotary(module, device)
-    if isinstance(model, PreTrainedModel):
-        model.tie_weights()
 
 
 def _remake_rotary(module: nn.Module, device: torch.device) -> None:

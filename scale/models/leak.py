@@ -2,37 +2,51 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from scale.errors import UsageError
+from scale.protocols import Batch
 
 _DOCUMENT = 8
 """Tokens of each of the two probe documents in a row."""
 
 
-def refuse_leaks(model: nn.Module, vocab_size: int) -> None:
+def refuse_leaks(root: nn.Module, vocab_size: int) -> None:
     """Raise UsageError if another first document changes what the model says about the second one of its row.
 
     Families differ: some ignore `position_ids` (their positions or states run through the row), and flash attention takes
-    them for document boundaries with a single row only. Two rows are probed, and nothing is trained.
+    them for document boundaries with a single row only. Two rows are probed, and nothing is trained. `root` is a Root as
+    the strategy wrapped it: where weights are sharded, only a call through it can gather them. Collective.
     """
-    device = next(model.parameters()).device
+    wrapped: Any = root
+    device = next(root.parameters()).device
     ids_BL = (torch.arange(4 * _DOCUMENT, device=device) % vocab_size).view(2, -1)
     other_BL = ids_BL.clone()
     other_BL[:, :_DOCUMENT] = (other_BL[:, :_DOCUMENT] + vocab_size // 2) % vocab_size
     position_BL = torch.arange(_DOCUMENT, device=device).repeat(2, 2)
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        first, second = (
-            model(input_ids=ids, position_ids=position_BL, use_cache=False).logits[:, _DOCUMENT:].float()
-            for ids in (ids_BL, other_BL)
-        )
-    model.train(was_training)
+    objective, was_training = wrapped.objective, root.training
+    wrapped.objective = _second_document
+    root.eval()
+    try:
+        # a probe of this size would be compiled for nothing
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            first, second = (root({"input_ids": ids, "position_ids": position_BL}) for ids in (ids_BL, other_BL))
+    finally:
+        wrapped.objective = objective
+        root.train(was_training)
     change = (first - second).abs().max().item()
     if change > 1e-4 * max(1.0, first.abs().max().item()):
         raise UsageError(
-            f"model: {type(model).__name__} lets the documents of a row see each other (logits of the second moved by "
-            f"{change:.2g} with the first): set data.cross_documents=true to allow that, or choose another compute.attention"
+            f"model: {type(wrapped.model).__name__} lets the documents of a row see each other (logits of the second "
+            f"moved by {change:.2g} with the first): set data.cross_documents=true to allow that, or choose another "
+            "compute.attention"
         )
+
+
+def _second_document(model: nn.Module, batch: Batch) -> Tensor:
+    """Logits of the second document of each row, (B, 8, V). Stands in for an objective."""
+    logits_BLV: Tensor = model(**batch, use_cache=False).logits
+    return logits_BLV[:, _DOCUMENT:].float()

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import LlamaForCausalLM
 
 from scale.config.model import LoraConfig, ModelConfig
@@ -137,3 +138,37 @@ def test_overrides_are_fields_and_never_options_of_the_loader(tmp_path):
         model_config(ModelConfig(path=str(tmp_path / "m"), init="random", overrides={"trust_remote_code": True}))
     changed = ModelConfig(path=str(tmp_path / "m"), init="random", overrides={"num_hidden_layers": 3})
     assert model_config(changed).num_hidden_layers == 3
+
+
+def materialised_from_files(folder):
+    config = ModelConfig(path=str(folder))
+    said = []
+    model, weights = build_model(config, model_config(config), "sdpa", 0, lazy=True, say=said.append)
+    if weights is not None:
+        assert all(p.is_meta for p in model.parameters())
+        materialise(model, weights, torch.device("cpu"))
+    return model, weights, said
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("shards", ["1GB", "60KB"])
+def test_stored_weights_are_read_one_by_one_and_are_those_of_a_normal_load(tmp_path, shards, tied):
+    source = tiny(3, tie_word_embeddings=tied).to(torch.bfloat16)
+    source.save_pretrained(tmp_path / "m", max_shard_size=shards)
+    assert (len(list((tmp_path / "m").glob("*.safetensors"))) > 1) == (shards == "60KB")
+    theirs = LlamaForCausalLM.from_pretrained(tmp_path / "m", dtype=torch.float32)
+    ours, weights, said = materialised_from_files(tmp_path / "m")
+    assert weights is not None and said == []
+    assert (ours.lm_head.weight is ours.model.embed_tokens.weight) == tied
+    with torch.no_grad():
+        assert torch.equal(ours.eval()(**INPUT).logits, theirs(**INPUT).logits)
+
+
+def test_files_that_do_not_fit_one_to_one_are_loaded_whole_with_the_reason(tmp_path):
+    source = tiny(3)
+    source.save_pretrained(tmp_path / "m")
+    extra = {"more.weight": torch.zeros(2)} | {k: v.clone() for k, v in source.state_dict().items()}
+    save_file(extra, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
+    model, weights, said = materialised_from_files(tmp_path / "m")
+    assert weights is None and torch.equal(model.lm_head.weight, source.lm_head.weight)
+    assert len(said) == 1 and "every rank loads the whole model (its files have more.weight" in said[0]

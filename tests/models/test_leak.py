@@ -4,6 +4,8 @@ from transformers import FalconConfig, FalconForCausalLM, GPT2Config, GPT2LMHead
 
 from scale.errors import UsageError
 from scale.models.leak import refuse_leaks
+from scale.objectives.causal_lm import CausalLM
+from scale.objectives.root import Root
 from tests.models.test_build import tiny
 
 
@@ -14,8 +16,10 @@ from tests.models.test_build import tiny
 def test_models_that_honour_positions_pass_and_stay_as_they_were(make):
     model = make().train()
     before = [p.clone() for p in model.parameters()]
-    refuse_leaks(model, 100)
-    assert model.training and all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    root = Root(model, objective := CausalLM())
+    refuse_leaks(root, 100)
+    assert model.training and root.objective is objective
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("make", [
@@ -26,4 +30,4 @@ def test_models_that_honour_positions_pass_and_stay_as_they_were(make):
 ])  # fmt: skip
 def test_models_that_do_not_are_refused_by_name(make):
     with pytest.raises(UsageError, match=r"lets the documents of a row see each other.*cross_documents=true"):
-        refuse_leaks(make(), 100)
+        refuse_leaks(Root(make(), CausalLM()), 100)
