@@ -31,7 +31,8 @@ class Single:
         assert isinstance(root, Root)
         if weights is not None:
             materialise(root.model, weights, self.device)
-        root.model.to(self.device)
+        else:
+            root.model.to(self.device)
         compile_module(root.model, self.compile)
         if self.precision != "fp32":
             root.forward = torch.autocast(self.device.type, torch.bfloat16)(root.forward)  # type: ignore[method-assign]
