@@ -40,6 +40,10 @@ class OutOfMemory(ScaleError):
     exit_code = EXIT_MEMORY
 
 
+class LostRank(ScaleError):
+    """Another rank is gone or does not answer."""
+
+
 class Elsewhere(ScaleError):
     """Another rank failed and says why; this one ends with the same exit code and says nothing."""
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Size, Tensor, nn
 
     from scale.config.optim import OptimConfig
+    from scale.parallel.ranks import Ranks
 
 Batch = Mapping[str, "Tensor"]
 """One micro-batch: named tensors that all share their first dimension, so that any batch can be halved."""
@@ -108,22 +109,6 @@ class Update:
 
     grad_norm: float
     skipped: str | None = None
-
-
-class Ranks(Protocol):
-    """The processes of one run. Everything but the three fields is collective."""
-
-    rank: int
-    world_size: int
-    device: Any
-
-    def all_sum(self, values: Tensor) -> Tensor:
-        """Sum over ranks, the same on each."""
-        ...
-
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is up on any rank."""
-        ...
 
 
 class Strategy(Protocol):

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from scale.checkpoint.rng import load_rng_state, rng_state, seed_all
-from scale.checkpoint.store import Checkpoints
+from scale.checkpoint.store import Checkpoints, Saved
 from scale.config.optim import OptimConfig, ScheduleConfig, SpikeConfig
 from scale.config.run import CheckpointConfig, EarlyStop, ProfileConfig
 from scale.errors import ScaleError, UsageError
 from scale.files import new_folder, write_atomic
 from scale.hardware import detect
-from scale.monitor.recorder import RunRecorder
+from scale.monitor.recorder import Bystander, RunRecorder
 from scale.monitor.run_folder import RunFolder
 from scale.objectives.root import Root
+from scale.parallel.ranks import lost_peers_in_one_line
 from scale.parallel.single import Single
 from scale.protocols import Judge, Monitor, Objective, Source, Stateful, Strategy, Weights
 from scale.train.loop import Loop, LoopSettings, Outcome
 from scale.train.profile import StepProfiler
 from scale.train.step import BackwardStepper, StepSettings
 from scale.train.stop import StopSignal
+
+DYING_SAVE_SECONDS = 20
+"""How long a failing rank waits for a save that the other ranks may never finish."""
 
 
 class Trainer:
@@ -34,6 +39,8 @@ class Trainer:
     device and wrapped; `trainer.model` is the module you gave. `judge` makes a judge from the wrapped module, `assets`
     writes files that belong to the run into its `model/` folder. `settled` are automatic choices that a resumed run must
     share. Without a `strategy` the run is on one device, the GPU if there is one. Lengths and intervals are in steps.
+    `split` makes micro-batches that many times smaller than drawn. With a strategy of several ranks every rank makes the
+    same Trainer; rank 0 alone writes into the folder. `timeout`: seconds after which a collective counts as hung.
 
     >>> trainer = Trainer(model, source, objective, folder="runs/mine", steps=1000)
     >>> trainer.fit()
@@ -67,15 +74,20 @@ class Trainer:
         config_text: str | None = None,
         assets: Callable[[Path], None] | None = None,
         settled: Mapping[str, str] | None = None,
+        split: int = 1,
+        timeout: int = 300,
     ):
         optim = optim or OptimConfig()
         self.model, self.source, self.folder = model, source, RunFolder(Path(folder))
-        self.strategy = strategy or Single(detect().device)
+        self.strategy: Strategy = strategy or Single(detect().device)
+        self.ranks = self.strategy.ranks
         self.seed = seed
         self.checkpoint = checkpoint or CheckpointConfig()
         self.config_text, self.assets, self.settled = config_text, assets, dict(settled or {})
         self.root = self.strategy.prepare(Root(model, objective), optim, weights)
-        self.recorder = RunRecorder(self.folder, monitors, dict(facts or {}), flops_per_token, peak_flops)
+        self.recorder: RunRecorder | Bystander = Bystander(dict(facts or {}))
+        if self.ranks.rank == 0:
+            self.recorder = RunRecorder(self.folder, monitors, dict(facts or {}), flops_per_token, peak_flops)
         settings = StepSettings(
             steps=steps,
             lr=optim.lr,
@@ -84,7 +96,7 @@ class Trainer:
             clip=optim.clip,
             layer_gradients=layer_gradients,
         )
-        self.stepper = BackwardStepper(self.root, objective, self.strategy, settings, self.recorder.event)
+        self.stepper = BackwardStepper(self.root, objective, self.strategy, settings, self.recorder.event, split)
         self.loop = Loop(
             self.stepper,
             source,
@@ -99,42 +111,49 @@ class Trainer:
             self._save,
             lambda: self.checkpoints.poll(),
             judge(self.root) if judge else None,
-            StepProfiler(profile, self.folder.profile, self.strategy.ranks.device) if profile else None,
+            StepProfiler(profile, self.folder.profile, self.ranks.device) if profile and self.ranks.rank == 0 else None,
+            lambda: self.ranks.shorten_timeout(timeout),
         )
 
     def fit(self) -> Outcome:
         """Train to the end, or on from the newest good checkpoint. Raises ScaleError with one line if it cannot."""
-        with self.folder.lock(), StopSignal() as stop:
-            self._begin()
+        with ExitStack() as held, StopSignal(self.ranks, stop_file()) as stop:
+            self.ranks.lead(lambda: self._begin(held))
             outcome: Outcome | None = None
             error: BaseException | None = None
             try:
-                self.checkpoints = Checkpoints(
-                    self.folder.checkpoints,
-                    self.checkpoint.keep_last,
-                    self.checkpoint.keep_best,
-                    self._checkpoint_event,
-                )
-                self._resume()
-                self.recorder.start(self.loop.settings.steps, self.loop.done)
-                if self.loop.done < self.loop.settings.steps:
-                    self.stepper.rehearse(self.source)
-                outcome = self.loop.run(stop)
-                self.checkpoints.wait()
+                with lost_peers_in_one_line():
+                    outcome = self._train(stop)
                 return outcome
             except BaseException as raised:
                 error = raised
                 raise
             finally:
-                self._let_the_last_save_end()
+                self._let_the_last_save_end(error)
                 self.recorder.close(outcome, error)
+
+    def _train(self, stop: StopSignal) -> Outcome:
+        kept = self.checkpoint
+        self.checkpoints = Checkpoints(
+            self.folder.checkpoints, kept.keep_last, kept.keep_best, self._checkpoint_event, self.ranks
+        )
+        self._resume()
+        self.recorder.start(self.loop.settings.steps, self.loop.done)
+        if self.loop.done < self.loop.settings.steps:
+            self.stepper.rehearse(self.source)
+        outcome = self.loop.run(stop)
+        self.checkpoints.wait()
+        self.ranks.barrier()  # a rank that left early would look lost to those still writing
+        return outcome
 
     def parts(self) -> dict[str, Stateful]:
         """Everything beside tensors and random generators that a checkpoint holds."""
         return {"loop": self.loop, "stepper": self.stepper, "source": self.source, "metrics": self.recorder}
 
-    def _begin(self) -> None:
-        """Config and assets into the run folder; each is complete or absent, whenever the process dies."""
+    def _begin(self, held: ExitStack) -> None:
+        """Lock the run folder for as long as `held` is open; config and assets into it, each complete or absent, whenever
+        the process dies."""
+        held.enter_context(self.folder.lock())
         if self.config_text is not None:
             write_atomic(self.folder.config, self.config_text)
         if self.assets is not None and not self.folder.model.exists():
@@ -145,40 +164,63 @@ class Trainer:
     def _checkpoint_event(self, text: str) -> None:
         self.recorder.event("checkpoint", text)
 
-    def _let_the_last_save_end(self) -> None:
+    def _let_the_last_save_end(self, error: BaseException | None) -> None:
         """Before the lock goes: the next process removes what looks half-written. Its error is told by `wait` or not at
-        all, as another one is on its way up."""
+        all, as another one is on its way up. A save whose ranks are gone never ends."""
+        alone = self.ranks.world_size == 1
         if hasattr(self, "checkpoints"):
             with suppress(ScaleError):
-                self.checkpoints.wait()
+                self.checkpoints.wait(None if alone or error is None else DYING_SAVE_SECONDS)
 
     def _save(self, step: int, val_loss: float | None) -> None:
-        state = {name: part.state_dict() for name, part in self.parts().items()}
-        self.checkpoints.save(
-            step, self.strategy.tensors(), {**state, "rng": rng_state(), "settled": self.settled}, val_loss
-        )
+        state: dict[str, Any] = {name: part.state_dict() for name, part in self.parts().items()}
+        state |= {"rng": self.ranks.gather(rng_state()), "settled": self.settled}
+        self.checkpoints.save(step, self.strategy.tensors(), state, val_loss)
 
     def _resume(self) -> None:
         saved = self.checkpoints.latest_good()
         if saved is None:
-            seed_all(self.seed)
+            self._seed(0)
             self.recorder.fresh()
             return
         state = saved.state()
         rng, settled = state.pop("rng"), state.pop("settled")
+        self.ranks.each(lambda: self._same_choices(settled))
+        parts = self.parts()
+        if state.keys() != parts.keys():
+            raise ScaleError(f"{saved.path}: holds the state of {sorted(state)}, this run needs {sorted(parts)}")
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        tensors = self.ranks.each(lambda: self._read(saved))
+        self.strategy.restore(tensors)
+        self.recorder.resumed(saved.step, saved.path)
+        if len(rng) == self.ranks.world_size:
+            load_rng_state(rng[self.ranks.rank])
+        else:
+            self._seed(saved.step)
+            self.recorder.event(
+                "resume", f"{len(rng)} ranks before, {self.ranks.world_size} now: random numbers start anew"
+            )
+
+    def _read(self, saved: Saved) -> dict[str, Tensor]:
+        tensors = self.strategy.blank(saved.shapes())
+        saved.read(tensors)
+        return tensors
+
+    def _same_choices(self, settled: Mapping[str, str]) -> None:
         for key in settled.keys() & self.settled.keys():
             if settled[key] != self.settled[key]:
                 raise UsageError(
                     f"{key} = 'auto': was {settled[key]} when the run was started and would be {self.settled[key]} here: "
                     f"add {key}={settled[key]} --allow-change {key}"
                 )
-        parts = self.parts()
-        if state.keys() != parts.keys():
-            raise ScaleError(f"{saved.path}: holds the state of {sorted(state)}, this run needs {sorted(parts)}")
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-        tensors = self.strategy.blank(saved.shapes())
-        saved.read(tensors)
-        self.strategy.restore(tensors)
-        self.recorder.resumed(saved.step, saved.path)
-        load_rng_state(rng)
+
+    def _seed(self, step: int) -> None:
+        """Dropout and the like: other numbers on every rank."""
+        seed_all((self.seed + 1_000_003 * self.ranks.rank + 7_919 * step) % 2**31)
+
+
+def stop_file() -> Path | None:
+    """The file by which a launcher asks the ranks to stop: SCALE_STOP_FILE in the environment."""
+    name = os.environ.get("SCALE_STOP_FILE")
+    return Path(name) if name else None

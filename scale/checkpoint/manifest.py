@@ -15,12 +15,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scale.errors import ScaleError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -62,11 +59,16 @@ class Manifest:
         (folder / MANIFEST).write_bytes(_canonical(asdict(self)))
 
     @classmethod
-    def describe(cls, folder: Path, step: int, val_loss: float | None, tensors: Mapping[str, Tensor]) -> Manifest:
+    def describe(
+        cls, step: int, val_loss: float | None, tensors: Mapping[str, TensorEntry], files: Mapping[str, FileEntry]
+    ) -> Manifest:
         """The manifest of a folder whose other files are all written."""
-        files = {p.name: FileEntry(p.stat().st_size, _sha256(p)) for p in folder.iterdir()}
-        entries = {k: TensorEntry(list(t.shape), str(t.dtype).removeprefix("torch.")) for k, t in tensors.items()}
-        return cls(step, val_loss, datetime.now(UTC).isoformat(timespec="seconds"), files, entries)
+        return cls(step, val_loss, datetime.now(UTC).isoformat(timespec="seconds"), dict(files), dict(tensors))
+
+
+def entry_of(path: Path) -> FileEntry:
+    """Size and hash of a file as it is now."""
+    return FileEntry(path.stat().st_size, _sha256(path))
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -94,8 +96,11 @@ def read_manifest(folder: Path) -> Manifest:
         raise DamagedCheckpoint(f"{path}: is not a manifest of format {FORMAT}") from None
 
 
-def verify(folder: Path) -> Manifest:
-    """Check every byte of the folder against its manifest, opening nothing but to hash it. Raises DamagedCheckpoint."""
+def verify(folder: Path, part: int = 0, parts: int = 1) -> Manifest:
+    """Check every byte of the folder against its manifest, opening nothing but to hash it. Raises DamagedCheckpoint.
+
+    With several `parts`, each hashes its share of the files: ranks divide the work.
+    """
     manifest = read_manifest(folder)
     expected = {MANIFEST, *manifest.files}
     found = set(os.listdir(folder))  # noqa: PTH208 (names, hidden ones too)
@@ -103,7 +108,7 @@ def verify(folder: Path) -> Manifest:
         raise DamagedCheckpoint(f"{folder / name}: is missing")
     for name in sorted(found - expected):
         raise DamagedCheckpoint(f"{folder / name}: is not in the manifest")
-    for name, entry in manifest.files.items():
+    for name, entry in sorted(manifest.files.items())[part::parts]:
         _check(folder / name, entry)
     return manifest
 

@@ -13,10 +13,10 @@ from scale.errors import ScaleError
 
 
 def rng_state() -> dict[str, Any]:
-    """State of Python's, numpy's, torch's CPU and (once CUDA is in use) all CUDA generators."""
+    """State of Python's, numpy's, torch's CPU and (once CUDA is in use) the current CUDA device's generator."""
     version, words, gauss = random.getstate()
     numpy_name, numpy_words, position, has_gauss, cached = np.random.get_state()
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    devices = [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else []
     return {
         "python": [version, list(words), gauss],
         "numpy": [numpy_name, [int(word) for word in numpy_words], position, has_gauss, cached],
@@ -33,17 +33,20 @@ def seed_all(seed: int) -> None:
 
 
 def load_rng_state(state: dict[str, Any]) -> None:
-    """Set all generators to what `rng_state` returned. Raises ScaleError if the number of CUDA devices differs."""
-    saved, here = len(state["cuda"]), torch.cuda.device_count() if state["cuda"] or torch.cuda.is_initialized() else 0
-    if saved != here:
-        raise ScaleError(f"random state of {saved} CUDA devices, but {here} here: resume on the same number of devices")
+    """Set all generators to what `rng_state` returned. Raises ScaleError if only one of the two has a CUDA device."""
+    here = torch.cuda.is_initialized()
+    if bool(state["cuda"]) != here:
+        where = ("with", "without") if state["cuda"] else ("without", "with")
+        raise ScaleError(
+            f"random state saved {where[0]} a CUDA device, but this run is {where[1]}: use the same device"
+        )
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     numpy_name, numpy_words, position, has_gauss, cached = state["numpy"]
     np.random.set_state((numpy_name, np.array(numpy_words, dtype=np.uint32), position, has_gauss, cached))
     torch.set_rng_state(_decode(state["torch"]))
-    if saved:
-        torch.cuda.set_rng_state_all([_decode(text) for text in state["cuda"]])
+    if here:
+        torch.cuda.set_rng_state(_decode(state["cuda"][0]))
 
 
 def _encode(state: torch.Tensor) -> str:

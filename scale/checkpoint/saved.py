@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,8 +18,9 @@ from torch import Size, Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata, StorageMeta
 
-from scale.checkpoint.manifest import DamagedCheckpoint, Manifest, read_manifest, verify
-from scale.errors import ScaleError
+from scale.checkpoint.manifest import DamagedCheckpoint, Manifest, TensorEntry, read_manifest, verify
+from scale.errors import Elsewhere, ScaleError
+from scale.parallel.ranks import Ranks
 
 STATE = "state.json"
 _NAME = re.compile(r"step_(\d{8,})")
@@ -33,10 +35,10 @@ class Saved:
     val_loss: float | None
     _verified: Manifest | None = field(default=None, repr=False, compare=False)
 
-    def verify(self) -> None:
-        """Hash every file, now. Raises DamagedCheckpoint, which names the file and what is wrong with it."""
+    def verify(self, part: int = 0, parts: int = 1) -> None:
+        """Hash every file (or this part of them), now. Raises DamagedCheckpoint, which names file and damage."""
         self._verified = None
-        manifest = verify(self.path)
+        manifest = verify(self.path, part, parts)
         if manifest.step != self.step:
             raise DamagedCheckpoint(f"{self.path}: holds step {manifest.step}, not the one its name says")
         self._verified = manifest
@@ -84,17 +86,19 @@ def saved_in(folder: Path) -> list[Saved]:
     return sorted(found, key=lambda saved: saved.step)
 
 
-def latest_good(folder: Path, say: Callable[[str], None]) -> Saved | None:
-    """The newest checkpoint that verifies, or None if there are none at all.
+def latest_good(folder: Path, say: Callable[[str], None], ranks: Ranks | None = None) -> Saved | None:
+    """The newest checkpoint that verifies, or None if there are none at all; several ranks share the hashing.
 
     Says file and reason of every damaged one on the way. Raises ScaleError if there are checkpoints but none is good.
     """
-    found = saved_in(folder)
+    ranks = ranks or Ranks()
+    names = ranks.lead(lambda: [[saved.path.name, saved.step, saved.val_loss] for saved in saved_in(folder)])
+    found = [Saved(folder / name, step, val_loss) for name, step, val_loss in names]
     for saved in reversed(found):
         try:
-            saved.verify()
+            ranks.each(partial(saved.verify, ranks.rank, ranks.world_size))
             return saved
-        except DamagedCheckpoint as error:
+        except (DamagedCheckpoint, Elsewhere) as error:
             say(f"damaged checkpoint passed over: {error}")
     if found:
         raise ScaleError(f"{folder}: none of the {len(found)} checkpoints is whole (delete the folder to start afresh)")
@@ -105,6 +109,8 @@ def reason(error: BaseException) -> str:
     """What went wrong, in one line; the first rank's error where DCP bundles them."""
     if isinstance(error, CheckpointException):
         error = next(iter(error.failures.values()))[0]
+    if isinstance(error, ScaleError):
+        return str(error)
     cause: BaseException | None = error
     while cause is not None:  # torch.save hides "no space left" behind an internal error of its own
         if isinstance(cause, OSError) and cause.strerror:
@@ -123,6 +129,15 @@ def _val_loss(path: Path) -> float | None:
         return read_manifest(path).val_loss
     except DamagedCheckpoint:
         return None
+
+
+def tensors_in(folder: Path) -> dict[str, TensorEntry]:
+    """Names, global shapes and dtypes of the tensors that DCP has written into a folder."""
+    found: dict[str, Any] = _Reader(folder).read_metadata().state_dict_metadata
+    return {
+        name: TensorEntry(list(entry.size), str(entry.properties.dtype).removeprefix("torch."))
+        for name, entry in sorted(found.items())
+    }
 
 
 class _Reader(dcp.FileSystemReader):

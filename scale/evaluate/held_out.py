@@ -47,7 +47,7 @@ class HeldOut:
         nothing = torch.zeros(len(self.rows), 2, dtype=torch.float64, device=self.strategy.ranks.device)
         with torch.no_grad():
             for i, rows in enumerate(self.rows.values()):
-                mine = rows[self.strategy.ranks.rank :: self.strategy.ranks.world_size]
+                mine = self._share(rows)
                 for at in range(0, len(mine), self.micro_rows):
                     batch = self.reader.batch(mine[at : at + self.micro_rows], self.seq_len)
                     loss = self.root({k: v.to(self.strategy.ranks.device) for k, v in batch.items()})
@@ -65,6 +65,14 @@ class HeldOut:
 
         by_source = {name: mean(sums_TS2[:, i]) for i, name in enumerate(self.rows) if sums_TS2[:, i, 1].any()}
         return Score(mean(sums_TS2.sum(1)), int(sums_TS2[0, :, 1].sum()), by_source)
+
+    def _share(self, rows: list[Row]) -> list[Row]:
+        """This rank's rows. All ranks get equally many, as sharded models make their forward passes together: empty rows,
+        without a token to score, fill up."""
+        ranks = self.strategy.ranks
+        each = -(-len(rows) // ranks.world_size)
+        mine = rows[ranks.rank :: ranks.world_size]
+        return mine + [[] for _ in range(each - len(mine))]
 
 
 def held_out_rows(source: int, documents: Documents, tokens: int, seq_len: int) -> list[Row]:

@@ -128,6 +128,43 @@ class RunRecorder:
         return extra
 
 
+class Bystander:
+    """What the other ranks have in place of a recorder: rank 0 alone writes."""
+
+    def __init__(self, facts: dict[str, Any]):
+        self.facts = facts
+
+    def open(self, config_text: str | None) -> None:
+        raise AssertionError("only rank 0 opens a run folder")
+
+    def fresh(self) -> None:
+        """Nothing to do."""
+
+    def resumed(self, step: int, checkpoint: Path) -> None:
+        """Nothing to do."""
+
+    def start(self, steps: int, done: int) -> None:
+        """Nothing to do."""
+
+    def score_before_training(self, score: Score) -> None:
+        """Nothing to do."""
+
+    def step(self, report: StepReport, score: Score | None) -> None:
+        """Nothing to do."""
+
+    def event(self, kind: str, text: str) -> None:
+        """Nothing to do."""
+
+    def close(self, outcome: str | None, error: BaseException | None) -> None:
+        """Nothing to do."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to do."""
+
+
 def memory_bytes() -> int:
     """Peak so far: of torch's allocator on a GPU, of the resident process on a CPU."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():

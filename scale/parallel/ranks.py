@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -12,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from scale.errors import Elsewhere, ScaleError, UsageError
+from scale.errors import Elsewhere, LostRank, ScaleError, UsageError
 
 T = TypeVar("T")
 
@@ -29,16 +30,30 @@ class Ranks:
     rank must call it, in the same order.
     """
 
-    def __init__(self, rank: int = 0, world_size: int = 1, local_rank: int = 0, device: str | torch.device = "cpu"):
+    def __init__(
+        self,
+        rank: int = 0,
+        world_size: int = 1,
+        local_rank: int = 0,
+        device: str | torch.device = "cpu",
+        group: dist.ProcessGroup | None = None,
+    ):
         self.rank, self.world_size, self.local_rank = rank, world_size, local_rank
-        self.device = torch.device(device)
+        self.device, self.group = torch.device(device), group
+
+    def beside(self) -> Ranks:
+        """The same ranks with a channel of their own, for a background thread: exchanges do not get in each other's way."""
+        if self.world_size == 1:
+            return self
+        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=FIRST_STEP_SECONDS))
+        return Ranks(self.rank, self.world_size, self.local_rank, self.device, group)
 
     def all_sum(self, values: Tensor) -> Tensor:
         """Sum over ranks, the same bits on each."""
         if self.world_size == 1:
             return values
         total = values.clone()
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=self.group)
         return total
 
     def any(self, flag: bool) -> bool:
@@ -51,10 +66,10 @@ class Ranks:
             return [value]
         raw = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         sizes = [torch.zeros(1, dtype=torch.long) for _ in range(self.world_size)]
-        dist.all_gather(sizes, torch.tensor([raw.numel()]))
+        dist.all_gather(sizes, torch.tensor([raw.numel()]), group=self.group)
         longest = int(max(sizes))
         texts = [torch.zeros(longest, dtype=torch.uint8) for _ in sizes]
-        dist.all_gather(texts, torch.nn.functional.pad(raw, (0, longest - raw.numel())))
+        dist.all_gather(texts, torch.nn.functional.pad(raw, (0, longest - raw.numel())), group=self.group)
         return [json.loads(bytes(text[: int(size)].tolist())) for text, size in zip(texts, sizes, strict=True)]
 
     def barrier(self) -> None:
@@ -137,6 +152,18 @@ def leave() -> None:
     """Close the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+@contextmanager
+def lost_peers_in_one_line() -> Iterator[None]:
+    """A collective that fails because another rank is gone or stuck raises LostRank instead of pages of C++."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not (dist.is_initialized() and is_lost_peer(error)):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise LostRank(f"lost contact with another rank, whose own message says why: {reason}") from None
 
 
 def is_lost_peer(error: BaseException) -> bool:

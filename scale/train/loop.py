@@ -37,7 +37,7 @@ class LoopSettings:
 
 class Loop:
     """`save(step, val_loss)` starts a checkpoint of everything; it may return before that is on disk. `check_saves` raises
-    as soon as one is known to have failed."""
+    as soon as one is known to have failed. `first_step_done` is called once: compiling and warming up are over."""
 
     def __init__(
         self,
@@ -49,10 +49,11 @@ class Loop:
         check_saves: Callable[[], None],
         judge: Judge | None = None,
         profiler: StepProfiler | None = None,
+        first_step_done: Callable[[], None] = lambda: None,
     ):
         self.stepper, self.source, self.settings, self.record, self.save = stepper, source, settings, record, save
         self.check_saves = check_saves
-        self.judge, self.profiler = judge, profiler
+        self.judge, self.profiler, self.first_step_done = judge, profiler, first_step_done
         self.done = 0
         self.best = math.inf
         self.evaluations_without_gain = 0
@@ -63,16 +64,21 @@ class Loop:
             self.record.score_before_training(self.judge.score())
         if self._patience_spent():
             return "early stop"
+        first = True
         while self.done < self.settings.steps:
             score = self._one_step()
+            if first:
+                self.first_step_done()
+                first = False
             self.check_saves()
             self._note(score)
             gave_up = self._patience_spent()
-            last = self.done == self.settings.steps or gave_up or stop.reason is not None
+            reason = stop.asked()
+            last = self.done == self.settings.steps or gave_up or reason is not None
             if last or self.done % self.settings.save_every == 0:
                 self.save(self.done, score.loss if score else None)
-            if stop.reason is not None and self.done < self.settings.steps:
-                self.record.event("stop", f"{stop.reason}: stopping after step {self.done}")
+            if reason is not None and self.done < self.settings.steps:
+                self.record.event("stop", f"{reason}: stopping after step {self.done}")
                 return "stopped"
             if gave_up:
                 self.record.event(

@@ -30,9 +30,12 @@ class LayerGradients:
         self.last: dict[str, float] = {}
 
     def __call__(self, shards: Shards) -> None:
-        with_grad = [shard for shard in shards.values() if shard.grad is not None]
-        squares = torch.stack(torch._foreach_norm([s.grad for s in with_grad])).float().square()  # type: ignore[misc]
-        layers = list(dict.fromkeys(layer_of(s.name) for s in with_grad))
-        index = torch.tensor([layers.index(layer_of(s.name)) for s in with_grad], device=squares.device)
-        total = self.all_sum(squares.new_zeros(len(layers)).index_add(0, index, squares))
+        layers = list(dict.fromkeys(layer_of(name) for name in shards))  # all names, also those without a part here
+        mine = [s for s in shards.values() if s.grad is not None and s.grad.numel()]
+        total = torch.zeros(len(layers))
+        if mine:
+            norms = torch.stack(torch._foreach_norm([s.grad for s in mine])).float().cpu()  # type: ignore[misc]
+            squares = norms.square() / torch.tensor([float(s.copies) for s in mine])
+            total.index_add_(0, torch.tensor([layers.index(layer_of(s.name)) for s in mine]), squares)
+        total = self.all_sum(total)
         self.last = dict(zip(layers, total.sqrt().tolist(), strict=True))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from scale.config.optim import ScheduleConfig, SpikeConfig
-from scale.errors import ScaleError
+from scale.errors import OutOfMemory, ScaleError
 from scale.protocols import Batch, Group, Loss, Objective, Source, StepReport, Strategy
 from scale.train.observe import LayerGradients
 from scale.train.schedule import lr_factor
@@ -62,12 +62,13 @@ class BackwardStepper:
         strategy: Strategy,
         settings: StepSettings,
         event: Callable[[str, str], None] = print,
+        split: int = 1,
     ):
         self.root, self.objective, self.strategy, self.settings, self.event = root, objective, strategy, settings, event
         self.spikes = SpikeFilter(settings.spike)
         self.gradients = LayerGradients(strategy.ranks.all_sum)
         self.steps_done = 0
-        self.split = 1  # micro-batches are this many times smaller than drawn, after running out of memory
+        self.split = split  # micro-batches are this many times smaller than drawn, after running out of memory
 
     def step(self, source: Source) -> StepReport:
         start = time.perf_counter()
@@ -192,6 +193,13 @@ class BackwardStepper:
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
+                if (
+                    self.strategy.ranks.world_size > 1
+                ):  # the other ranks wait in collectives that this one will not join
+                    raise OutOfMemory(
+                        "out of memory: start again with smaller micro-batches (--split or batch.micro; launchers do it "
+                        "by themselves), set compute.recompute=1 or use more GPUs"
+                    ) from None
                 rows = max(len(next(iter(b.values()))) for b in group.split(self.split))
                 if rows <= 1:
                     raise ScaleError(
@@ -212,7 +220,7 @@ class BackwardStepper:
         return {"steps_done": self.steps_done, "split": self.split, "spikes": self.spikes.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.steps_done, self.split = state["steps_done"], state["split"]
+        self.steps_done, self.split = state["steps_done"], max(self.split, state["split"])
         self.spikes.load_state_dict(state["spikes"])
 
 

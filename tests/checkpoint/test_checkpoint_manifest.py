@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
 
-from scale.checkpoint.manifest import MANIFEST, DamagedCheckpoint, Manifest, read_manifest
+from scale.checkpoint.manifest import MANIFEST, DamagedCheckpoint, Manifest, TensorEntry, entry_of, read_manifest
 from scale.checkpoint.saved import Saved, _RecordUnpickler, saved_in
 from scale.checkpoint.store import Checkpoints
 
@@ -121,13 +121,18 @@ def test_nothing_is_opened_before_the_hash_matched(whole: Path, tmp_path: Path) 
     assert not trace.exists()
 
 
+def describe(folder: Path) -> None:
+    entries = {k: TensorEntry(list(t.shape), str(t.dtype).removeprefix("torch.")) for k, t in TENSORS.items()}
+    Manifest.describe(100, None, entries, {p.name: entry_of(p) for p in folder.iterdir()}).write(folder)
+
+
 def test_a_forged_pickle_cannot_name_other_code(whole: Path, tmp_path: Path) -> None:
     """Here the forger has also written a matching manifest."""
     copy = Path(shutil.copytree(whole, tmp_path / whole.name))
     trace = tmp_path / "trace"
     (copy / ".metadata").write_bytes(pickle.dumps(_Touch(trace)))
     (copy / MANIFEST).unlink()
-    Manifest.describe(copy, 100, None, TENSORS).write(copy)
+    describe(copy)
     saved = Saved(copy, 100, None)
     saved.verify()
     with pytest.raises(Exception, match=r"names pathlib\.Path\.touch|names .*touch|no checkpoint needs"):
@@ -149,7 +154,7 @@ def test_a_checkpoint_written_by_python_3_11_2_can_be_read(whole: Path, tmp_path
         _As3112(handle, protocol=4).dump(metadata)
     assert b"getattr" in (copy / ".metadata").read_bytes()
     (copy / MANIFEST).unlink()
-    Manifest.describe(copy, 100, None, TENSORS).write(copy)
+    describe(copy)
     w = torch.zeros(3, 4)
     Saved(copy, 100, None).read({"model/w": w})
     assert torch.equal(w, TENSORS["model/w"])

@@ -40,12 +40,12 @@ def test_round_trip_through_json() -> None:
     assert json.dumps(rng_state()) == text
 
 
-def test_another_number_of_devices_is_refused_before_anything_changes() -> None:
+def test_a_state_of_another_kind_of_device_is_refused_before_anything_changes() -> None:
     state = rng_state()
-    state["cuda"] = [state["torch"]] * (torch.cuda.device_count() + 1)
+    state["cuda"] = [] if state["cuda"] else [state["torch"]]
     random.seed(1)
     before = random.getstate()
-    with pytest.raises(ScaleError, match="CUDA devices"):
+    with pytest.raises(ScaleError, match="a CUDA device"):
         load_rng_state(state)
     assert random.getstate() == before
 
