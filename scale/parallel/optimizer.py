@@ -77,12 +77,23 @@ class OptimizerSet:
                         _set_state(optimizer, group, param, by_param[self.names[param]])
 
 
-def _build(model: nn.Module, names: Mapping[Tensor, str], config: OptimConfig) -> list[torch.optim.Optimizer]:
+def adamw_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    """Parameter groups for AdamW. Raises ScaleError if nothing is trained."""
+    return _groups(*_split(model), config)
+
+
+def _split(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Trained parameters that are decayed (matrices) and those that are not."""
     embeddings = {p for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    decayed = [p for p in names if p.ndim >= 2 and p not in embeddings]
-    plain = [p for p in names if p.ndim < 2 or p in embeddings]
-    if not names:
+    trained: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
         raise ScaleError("nothing to train: no parameter of the model requires a gradient")
+    decayed = [p for p in trained if p.ndim >= 2 and p not in embeddings]
+    return decayed, [p for p in trained if p.ndim < 2 or p in embeddings]
+
+
+def _build(model: nn.Module, names: Mapping[Tensor, str], config: OptimConfig) -> list[torch.optim.Optimizer]:
+    decayed, plain = _split(model)
     heads = {p for p, name in names.items() if name.endswith("lm_head.weight")}
     device = next(iter(names)).device.type
     common: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
