@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from scale.checks import check_length, check_memory, check_plan, check_same_run
+from scale.checks import check_length, check_memory, check_plan, check_rows, check_same_everywhere, check_same_run
 from scale.config import PretrainRun, to_yaml
+from scale.config.run import ComputeConfig
 from scale.data.curriculum import seq_len_schedule
 from scale.data.planner import Planner
 from scale.data.prepare import Prepared, prepare
@@ -39,18 +40,37 @@ from scale.monitor.progress import Progress
 from scale.monitor.run_folder import RunFolder
 from scale.monitor.trackers import TensorBoard, Wandb
 from scale.objectives.causal_lm import CausalLM
+from scale.parallel.ranks import Ranks, join
 from scale.parallel.single import Single
 from scale.protocols import Monitor, Strategy, Weights
 from scale.train.facts import BatchShape, run_facts, total_steps
 from scale.trainer import Trainer
 
-STRATEGIES = {"auto": Single, "single": Single}
+
+def _single(ranks: Ranks, compute: ComputeConfig, precision: str, compile: str) -> Strategy:
+    return Single(ranks.device, precision, compile)
+
+
+def _fsdp(ranks: Ranks, compute: ComputeConfig, precision: str, compile: str) -> Strategy:
+    from scale.parallel.fsdp import Fsdp
+
+    return Fsdp(ranks, compute.fsdp, precision, compile)
+
+
+def _deepspeed(ranks: Ranks, compute: ComputeConfig, precision: str, compile: str) -> Strategy:
+    from scale.parallel.zero import DeepSpeed
+
+    return DeepSpeed(ranks, compute.deepspeed, precision, compile)
+
+
+STRATEGIES = {"single": _single, "fsdp": _fsdp, "deepspeed": _deepspeed}
 
 
 @dataclass(frozen=True)
 class Choices:
     """Everything that was `auto`, decided."""
 
+    strategy: Choice
     precision: Choice
     compile: Choice
     attention: Choice
@@ -68,32 +88,45 @@ class Model:
     config: Any
 
 
-def build_trainer(config: PretrainRun, allow: Sequence[str] = ()) -> Trainer:
-    """Everything a run needs. Raises UsageError before anything is written into the run folder."""
-    check_same_run(config, allow)
-    monitors = make_monitors(config)
-    hardware = detect(config.compute.device)
+def build_trainer(
+    config: PretrainRun, allow: Sequence[str] = (), ranks: Ranks | None = None, split: int = 1
+) -> Trainer:
+    """Everything a run needs. Raises UsageError before anything is written into the run folder.
+
+    Without `ranks` it joins those that a launcher started, as the environment says. Every rank calls it; decisions are
+    rank 0's. `split` makes micro-batches smaller by this factor.
+    """
+    ranks = ranks or join()
+    check_same_everywhere(config, ranks)
+    ranks.lead(lambda: check_same_run(config, allow))
+    monitors = make_monitors(config) if ranks.rank == 0 else []
+    hardware = ranks.each(lambda: detect(config.compute.device))
+    ranks.each(lambda: ranks.place(hardware.device))
     if config.compute.threads:
         torch.set_num_threads(config.compute.threads)
-    attention = choose_attention(config.compute.attention, hardware)
-    check_length(config)
-    prepared = prepare(config.data, progress=config.monitor.progress)
-    model = make_model(config, prepared, attention.value)
-    check_memory(model_size(model.module), hardware)
-    choices = decide(config, hardware, model, attention)
+    attention = ranks.each(lambda: choose_attention(config.compute.attention, hardware))
+    ranks.each(lambda: check_length(config))
+    ranks.each(lambda: check_rows(config, ranks.world_size))
+    strategy_choice = ranks.each(lambda: choose_strategy(config.compute.strategy, ranks.world_size))
+    prepared = prepare_together(config, ranks)
+    model = ranks.each(lambda: make_model(config, prepared, attention.value, lazy=ranks.world_size > 1))
+    ranks.each(lambda: check_memory(model_size(model.module), hardware, ranks.world_size))
+    made = ranks.lead(lambda: asdict(decide(config, hardware, model, attention, strategy_choice, ranks.world_size)))
+    choices = Choices(**{name: Choice(**choice) for name, choice in made.items()})
     if choices.recompute.value != "off":
-        set_recompute(model.module, int(choices.recompute.value))
-    shape = BatchShape(config.rows_per_step, int(choices.micro_rows.value), world_size=1)
+        ranks.each(lambda: set_recompute(model.module, int(choices.recompute.value)))
+    shape = BatchShape(config.rows_per_step, int(choices.micro_rows.value), ranks.world_size)
     planner = make_planner(config, prepared, steps=1)
     fill = planner.fill()
     steps = total_steps(config, sum(order.positions for order in planner.orders), fill)
-    check_plan(config, steps, any(documents.tokens for documents in prepared.valid))
+    ranks.each(lambda: check_plan(config, steps, any(documents.tokens for documents in prepared.valid)))
     flops = partial(flops_per_token, model_size(model.module), model.config)
-    strategy = STRATEGIES[config.compute.strategy](hardware.device, choices.precision.value, choices.compile.value)
+    make = STRATEGIES[choices.strategy.value]
+    strategy = ranks.each(lambda: make(ranks, config.compute, choices.precision.value, choices.compile.value))
     objective = CausalLM()
     trainer = Trainer(
         model.module,
-        make_source(config, prepared, shape, steps),
+        make_source(config, prepared, shape, steps, ranks),
         objective,
         folder=Path(config.runs_dir) / config.name,
         steps=steps,
@@ -114,10 +147,12 @@ def build_trainer(config: PretrainRun, allow: Sequence[str] = ()) -> Trainer:
         profile=config.profile,
         facts=gather_facts(config, hardware, choices, prepared, model, shape, steps, fill, flops),
         flops_per_token=lambda seq_len: flops(seq_len or config.data.seq_len),
-        peak_flops=float(choices.peak_flops.value),
+        peak_flops=float(choices.peak_flops.value) * ranks.world_size,
         config_text=to_yaml(config),
         assets=lambda path: save_assets(path, model, prepared),
-        settled=settled(config, choices),
+        settled=settled(config, choices, ranks.world_size),
+        split=split,
+        timeout=config.compute.timeout,
     )
     if not config.data.cross_documents:
         refuse_leaks(trainer.root, model.config.vocab_size)
@@ -145,8 +180,9 @@ def gather_facts(
     }
 
 
-def settled(config: PretrainRun, choices: Choices) -> dict[str, str]:
-    """What was `auto` and bears on the course of the run: a resumed run must choose the same."""
+def settled(config: PretrainRun, choices: Choices, world_size: int) -> dict[str, str]:
+    """What was `auto` and bears on the course of the run: a resumed run must choose the same. The micro-batch is bound to
+    a number of ranks; with another number the order of sums differs anyway."""
     asked: dict[str, Any] = {f"compute.{key}": value for key, value in config.compute.model_dump().items()}
     asked["batch.micro"] = config.batch.micro
     made = {
@@ -156,7 +192,10 @@ def settled(config: PretrainRun, choices: Choices) -> dict[str, str]:
         "compute.recompute": choices.recompute,
         "batch.micro": choices.micro_rows,
     }
-    return {key: choice.value for key, choice in made.items() if asked[key] == "auto"}
+    chosen = {key: choice.value for key, choice in made.items() if asked[key] == "auto"}
+    if "batch.micro" in chosen:
+        chosen[f"batch.micro on {world_size} ranks"] = chosen.pop("batch.micro")
+    return chosen
 
 
 def activation_bytes(model: Model, choices: Choices) -> int:
@@ -165,7 +204,26 @@ def activation_bytes(model: Model, choices: Choices) -> int:
     return activation_bytes_per_token(model.config, every, 2 if choices.precision.value == "bf16" else 4)
 
 
-def make_model(config: PretrainRun, prepared: Prepared, attention: str) -> Model:
+def choose_strategy(asked: str, world_size: int) -> Choice:
+    """single, fsdp or deepspeed. Raises UsageError for one device on several ranks."""
+    if asked == "single" and world_size > 1:
+        raise UsageError(
+            f"compute.strategy = 'single': {world_size} ranks were started (use fsdp or deepspeed, or start one process)"
+        )
+    if asked != "auto":
+        return Choice(asked, f"asked for, {world_size} rank(s)")
+    return Choice("fsdp", f"{world_size} ranks") if world_size > 1 else Choice("single", "one process")
+
+
+def prepare_together(config: PretrainRun, ranks: Ranks) -> Prepared:
+    """Tokenised data: rank 0 makes them, the others open what it made."""
+
+    made: list[Prepared] = []
+    ranks.lead(lambda: made.append(prepare(config.data, progress=config.monitor.progress)))
+    return ranks.each(lambda: made[0] if made else prepare(config.data, progress=False))
+
+
+def make_model(config: PretrainRun, prepared: Prepared, attention: str, lazy: bool = False) -> Model:
     """The model of a config, checked against its data."""
     vocabulary = len(prepared.tokenizer) if prepared.tokenizer is not None else None
     max_id = max(documents.max_id for documents in (*prepared.train, *prepared.valid))
@@ -175,17 +233,20 @@ def make_model(config: PretrainRun, prepared: Prepared, attention: str) -> Model
             f"model: its vocabulary has {hf_config.vocab_size} entries, but the data go up to id {max_id} and the "
             f"tokenizer has {vocabulary or 'no'} entries (use model.overrides.vocab_size or another tokenizer)"
         )
-    module, weights = build_model(config.model, hf_config, attention, config.seed)
+    module, weights = build_model(config.model, hf_config, attention, config.seed, lazy and config.adapter is None)
     if config.adapter is not None:
         module = add_adapter(module, config.adapter, config.seed)
     return Model(module, weights, hf_config)
 
 
-def decide(config: PretrainRun, hardware: Hardware, model: Model, attention: Choice) -> Choices:
+def decide(
+    config: PretrainRun, hardware: Hardware, model: Model, attention: Choice, strategy: Choice, world_size: int
+) -> Choices:
     """Replace every `auto`."""
     size = model_size(model.module)
     precision = choose_precision(config.compute.precision, hardware)
     choices = Choices(
+        strategy=strategy,
         precision=precision,
         compile=choose_compile(config.compute.compile, hardware),
         attention=attention,
@@ -196,7 +257,8 @@ def decide(config: PretrainRun, hardware: Hardware, model: Model, attention: Cho
     if config.batch.micro != "auto":
         return choices
     per_token = activation_bytes(model, choices)
-    micro = choose_micro_rows(config.rows_per_step, config.data.seq_len, per_token, state_bytes(size, 2), hardware)
+    rows, states = config.rows_per_step // world_size, state_bytes(size, 2) // world_size
+    micro = choose_micro_rows(rows, config.data.seq_len, per_token, states, hardware)
     return replace(choices, micro_rows=micro)
 
 
@@ -214,8 +276,8 @@ def make_planner(config: PretrainRun, prepared: Prepared, steps: int) -> Planner
     )
 
 
-def make_source(config: PretrainRun, prepared: Prepared, shape: BatchShape, steps: int) -> PackedSource:
-    """The stream of training batches."""
+def make_source(config: PretrainRun, prepared: Prepared, shape: BatchShape, steps: int, ranks: Ranks) -> PackedSource:
+    """The stream of this rank's training batches."""
     data = config.data
     return PackedSource(
         make_planner(config, prepared, steps),
@@ -223,6 +285,8 @@ def make_source(config: PretrainRun, prepared: Prepared, shape: BatchShape, step
         prepared.names,
         micro_tokens=shape.micro_rows * data.seq_len,
         seq_lens=[lesson.seq_len for lesson in data.curriculum] + [data.seq_len],
+        rank=ranks.rank,
+        world_size=ranks.world_size,
         workers=data.workers,
         fingerprint=prepared.fingerprint(),
     )

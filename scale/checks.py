@@ -11,10 +11,14 @@ from scale.hardware import Hardware
 from scale.models.build import model_config
 from scale.models.size import Size, state_bytes
 from scale.monitor.run_folder import RunFolder
+from scale.parallel.ranks import Ranks
 from scale.train.schedule import warmup_steps
 
 # What may change between two starts of one run without making it another run.
-MAY_CHANGE = ("monitor", "checkpoint", "profile", "data.workers", "data.cache", "compute.threads", "runs_dir")
+MAY_CHANGE = (
+    "monitor", "checkpoint", "profile", "data.workers", "data.cache", "runs_dir",
+    "compute.threads", "compute.timeout", "compute.strategy", "compute.fsdp", "compute.deepspeed",
+)  # fmt: skip
 
 
 def check_same_run(config: PretrainRun, allow: Sequence[str]) -> None:
@@ -39,6 +43,36 @@ def check_same_run(config: PretrainRun, allow: Sequence[str]) -> None:
         )
 
 
+def check_same_everywhere(config: PretrainRun, ranks: Ranks) -> None:
+    """Every rank must have been given the same config. Raises UsageError naming rank and keys. Collective."""
+    first = type(config).model_validate(ranks.gather(config.model_dump(mode="json"))[0])
+
+    def compare() -> None:
+        found = differences(first, config)
+        if found:
+            shown = "; ".join(f"{key} = {mine!r} here, {theirs!r} on rank 0" for key, (theirs, mine) in found.items())
+            raise UsageError(f"another config: {shown} (start every rank with the same file and overrides)")
+
+    ranks.each(compare)
+
+
+def check_rows(config: PretrainRun, world_size: int) -> None:
+    """The rows of a step are dealt out evenly. Raises UsageError."""
+    rows, micro = config.rows_per_step, config.batch.micro
+    unit = "batch.tokens" if config.batch.tokens is not None else "batch.sequences"
+    size = config.data.seq_len if config.batch.tokens is not None else 1
+    if rows % world_size:
+        near = sorted({max(1, rows // world_size) * world_size * size, -(-rows // world_size) * world_size * size})
+        raise UsageError(
+            f"{unit} = {rows * size}: the {rows} rows of a step do not divide among {world_size} ranks "
+            f"(use {unit}={' or '.join(str(n) for n in near)}, or another number of ranks)"
+        )
+    if isinstance(micro, int) and (rows // world_size) % micro:
+        raise UsageError(
+            f"batch.micro = {micro}: does not divide the {rows // world_size} rows that each of {world_size} ranks gets"
+        )
+
+
 def _within(key: str, section: str) -> bool:
     return key == section or key.startswith(f"{section}.")
 
@@ -50,12 +84,13 @@ def check_length(config: PretrainRun) -> None:
         raise UsageError(f"data.seq_len = {config.data.seq_len}: the model's max_position_embeddings is {longest}")
 
 
-def check_memory(size: Size, hardware: Hardware) -> None:
-    """Raises UsageError where even weights and gradients (fp32) are more than the device has."""
-    need = state_bytes(size, 0)
+def check_memory(size: Size, hardware: Hardware, world_size: int) -> None:
+    """Raises UsageError where even weights and gradients (fp32), shared among the ranks, are more than a device has."""
+    need = state_bytes(size, 0) // world_size
     if need > hardware.memory:
+        share = "" if world_size == 1 else f" on each of {world_size} ranks"
         raise UsageError(
-            f"model: the weights and gradients of {size.total:,} parameters take {need / 2**30:,.0f} GiB, but "
+            f"model: the weights and gradients of {size.total:,} parameters take {need / 2**30:,.0f} GiB{share}, but "
             f"{hardware.name} has {hardware.memory / 2**30:,.0f} GiB (use a smaller model or a larger device)"
         )
 

@@ -10,7 +10,8 @@ from typing import NoReturn
 
 from scale import __version__
 from scale.cli import data, model, train
-from scale.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, ScaleError
+from scale.cli.launched import error_line
+from scale.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, Elsewhere, ScaleError
 
 EXIT_CODES = """\
 exit codes:
@@ -19,6 +20,7 @@ exit codes:
   2   wrong config, argument or data; nothing was started
   130 interrupted by Ctrl-C before training began
   75  stopped on request after writing a checkpoint: run the same command again to go on
+  76  one of several ranks ran out of memory: launchers start again with smaller micro-batches
 """
 
 
@@ -59,8 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         return int(args.run(args) or EXIT_OK)
+    except Elsewhere as error:
+        return error.exit_code
     except ScaleError as error:
-        print(f"scale: error: {error}", file=sys.stderr)
+        print(f"scale: error: {error_line(error)}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         return EXIT_OK  # the reader of our output (head, less) has seen enough

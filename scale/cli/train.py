@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 from pathlib import Path
 from typing import Any
 
-from scale.errors import EXIT_OK, EXIT_STOPPED
+from scale.errors import EXIT_OK, EXIT_STOPPED, UsageError
 
 
 def add_commands(verbs: Any) -> None:
@@ -27,6 +28,13 @@ def add_commands(verbs: Any) -> None:
         default="",
         metavar="KEYS",
         help="comma-separated config keys that may differ from the started run",
+    )
+    train.add_argument(
+        "--split",
+        type=int,
+        default=1,
+        metavar="N",
+        help="micro-batches N times smaller than configured (launchers do this after running out of memory)",
     )
     train.add_argument("--dry-run", action="store_true", help="print derived numbers and choices, train nothing")
     train.set_defaults(run=_train)
@@ -51,26 +59,45 @@ def add_commands(verbs: Any) -> None:
 
 
 def _train(args: argparse.Namespace) -> int:
+    from scale.cli.launched import told_to_launcher
+
+    with told_to_launcher() as launcher:
+        code = _train_here(args)
+        return launcher.exit_code(code)
+
+
+def _train_here(args: argparse.Namespace) -> int:
     from scale.config import load_config
 
-    config = load_config(args.config, args.overrides)
-    if args.new:
-        from scale.monitor.run_folder import new_name
+    if os.environ.get("WORLD_SIZE", "1") == "1":  # mistakes in the config show before torch is imported
+        load_config(args.config, args.overrides)
+    from scale.parallel.ranks import join, leave, lost_peers_in_one_line
 
-        config = config.model_copy(update={"name": new_name(config.name)})
-    from scale.build import build_trainer
-    from scale.monitor.progress import facts_table
-    from scale.train.stop import StopSignal
+    if args.split < 1:
+        raise UsageError(f"--split = {args.split}: expected 1 or more")
+    with lost_peers_in_one_line():
+        ranks = join(device=None)
+        config = ranks.each(lambda: load_config(args.config, args.overrides))
+        if args.new:
+            from scale.monitor.run_folder import new_name
 
-    trainer = build_trainer(config, allow=[key for key in args.allow_change.split(",") if key])
-    facts_table(trainer.recorder.facts)
+            config = config.model_copy(update={"name": ranks.lead(lambda: new_name(config.name))})
+        from scale.build import build_trainer
+        from scale.monitor.progress import facts_table
+        from scale.train.stop import StopSignal
+
+        trainer = build_trainer(config, [key for key in args.allow_change.split(",") if key], ranks, args.split)
+        if ranks.rank == 0:
+            facts_table(trainer.recorder.facts)
+        outcome = "dry run" if args.dry_run else trainer.fit()
+    leave()
     if args.dry_run:
         return EXIT_OK
-    outcome = trainer.fit()
     if outcome == "stopped":  # a scheduler that signals again must not turn our exit code into its own
         for number in StopSignal.SIGNALS:
             signal.signal(number, signal.SIG_IGN)
-    print(f"{outcome}: step {trainer.loop.done} of {trainer.loop.settings.steps}, {trainer.folder.path}")
+    if ranks.rank == 0:
+        print(f"{outcome}: step {trainer.loop.done} of {trainer.loop.settings.steps}, {trainer.folder.path}")
     return EXIT_STOPPED if outcome == "stopped" else EXIT_OK
 
 

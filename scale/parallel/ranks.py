@@ -105,10 +105,19 @@ class Ranks:
         self.each(lambda: answer.append(run()) if self.rank == 0 else None)
         return self.gather(answer)[0][0]
 
+    def place(self, device: str) -> None:
+        """Take a device of this machine: the GPU of its own, where it is cuda. Raises UsageError if there is none."""
+        self.device = _device(device, self.local_rank)
+
     def need_group(self) -> None:
         """Make a process group of one where there is none: sharding strategies want one also for a single process."""
         if not dist.is_initialized():
-            dist.init_process_group(_backend(self.device), store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo",
+                store=dist.HashStore(),
+                rank=0,
+                world_size=1,
+            )
 
     def shorten_timeout(self, seconds: int) -> None:
         """From now on a collective that takes longer than this fails: a rank is dead or hangs."""
@@ -118,20 +127,20 @@ class Ranks:
             _set_pg_timeout(timedelta(seconds=seconds))
 
 
-def join(device: str = "auto") -> Ranks:
+def join(device: str | None = "auto") -> Ranks:
     """This process among those that torchrun (or Slurm, or Ray) started: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR,
-    MASTER_PORT in the environment. Alone without them.
+    MASTER_PORT in the environment. Alone without them. With `device` None the ranks are told their place later.
 
     Raises UsageError for an unusable environment or a missing device, ScaleError if the others do not appear in time.
     """
     world_size, rank, local_rank = (_number(name, unset) for name, unset in _VARIABLES.items())
-    place = _device(device, local_rank)
+    place = torch.device("cpu") if device is None else _device(device, local_rank)
     if world_size == 1:
         return Ranks(device=place)
     address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     try:
         dist.init_process_group(
-            _backend(place),
+            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
             rank=rank,
             world_size=world_size,
             timeout=timedelta(seconds=RENDEZVOUS_SECONDS),
@@ -199,7 +208,3 @@ def _device(asked: str, local_rank: int) -> torch.device:
         )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
-
-
-def _backend(device: torch.device) -> str:
-    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"

@@ -1,0 +1,71 @@
+"""What a rank owes the launcher that started it: end with it, and tell it how it ended.
+
+The launcher names a file in SCALE_OUTCOME. The first rank of the machine that ends otherwise than completed makes it, so
+that the first error is the one shown; torchrun itself would turn every exit code into 1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from scale.cluster.lifeline import die_with
+from scale.errors import EXIT_FAILED, EXIT_OK, EXIT_STOPPED, Elsewhere, ScaleError
+
+
+def error_line(error: ScaleError) -> str:
+    """The text of an error, with the rank where there are several and it is not the same on all."""
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    return str(error) if alone or error.shared else f"rank {os.environ.get('RANK')}: {error}"
+
+
+class Launcher:
+    """The launcher of this rank, if there is one."""
+
+    def __init__(self) -> None:
+        name = os.environ.get("SCALE_OUTCOME")
+        self.outcome = Path(name) if name else None
+
+    def exit_code(self, code: int) -> int:
+        """The exit code for the process: 0 also for a stop on request, or torchrun would kill the ranks that still write."""
+        if code != EXIT_STOPPED or self.outcome is None:
+            return code
+        self.tell(code, "stopped on request")
+        return EXIT_OK
+
+    def tell(self, code: int, text: str) -> None:
+        """Leave the outcome, unless another rank has."""
+        if self.outcome is None:
+            return
+        note = json.dumps({"rank": int(os.environ.get("RANK", "0")), "exit_code": code, "text": text})
+        aside = self.outcome.with_name(f"{self.outcome.name}.{os.getpid()}")
+        aside.write_text(note, encoding="utf-8")
+        try:
+            os.link(aside, self.outcome)  # whole or not at all, and only once
+        except FileExistsError:
+            pass
+        finally:
+            aside.unlink()
+
+
+@contextmanager
+def told_to_launcher() -> Iterator[Launcher]:
+    """Whatever ends the rank, its launcher knows."""
+    launcher = Launcher()
+    if launcher.outcome is not None:
+        die_with(os.getppid())
+    try:
+        yield launcher
+    except Elsewhere:
+        raise
+    except ScaleError as error:
+        launcher.tell(error.exit_code, error_line(error))
+        raise
+    except BaseException as error:
+        launcher.tell(
+            EXIT_FAILED, " ".join(f"rank {os.environ.get('RANK', '0')}: {type(error).__name__}: {error}".split())
+        )
+        raise

@@ -1,0 +1,1 @@
+"""Starting ranks, here and on other machines: supervisor, torchrun agent, Ray, preflight."""
