@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from scale.data.documents import Documents
 from scale.data.packing import Row, Span, best_fit
 from scale.data.rows import RowReader
+from scale.hardware import sum_dtype
 from scale.protocols import Score, Strategy
 
 
@@ -44,7 +45,8 @@ class HeldOut:
         self.root.eval()
         sums: dict[str, Tensor] = {}  # of each term, by source: total and count
         weights: dict[str, float] = {}
-        nothing = torch.zeros(len(self.rows), 2, dtype=torch.float64, device=self.strategy.ranks.device)
+        dtype = sum_dtype(self.strategy.ranks.device)
+        nothing = torch.zeros(len(self.rows), 2, dtype=dtype, device=self.strategy.ranks.device)
         with torch.no_grad():
             for i, rows in enumerate(self.rows.values()):
                 mine = self._share(rows)
@@ -53,7 +55,7 @@ class HeldOut:
                     loss = self.root({k: v.to(self.strategy.ranks.device) for k, v in batch.items()})
                     for name, term in loss.terms.items():
                         weights[name] = term.weight
-                        sums.setdefault(name, nothing.clone())[i] += torch.stack([term.total.double(), term.count])
+                        sums.setdefault(name, nothing.clone())[i] += torch.stack([term.total.to(dtype), term.count])
         self.root.train(was_training)
         if not sums:
             return Score(0.0, 0)

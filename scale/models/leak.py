@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,7 +30,7 @@ def refuse_leaks(root: nn.Module, vocab_size: int) -> None:
     other_BL[:, :_DOCUMENT] = (other_BL[:, :_DOCUMENT] + vocab_size // 2) % vocab_size
     position_BL = torch.arange(_DOCUMENT, device=device).repeat(2, 2)
     objective, was_training = wrapped.objective, root.training
-    wrapped.objective = _second_document
+    wrapped.objective = partial(_second_document, getattr(objective, "logits", _plain_logits))
     root.eval()
     try:
         # a probe of this size would be compiled for nothing
@@ -46,7 +48,11 @@ def refuse_leaks(root: nn.Module, vocab_size: int) -> None:
         )
 
 
-def _second_document(model: nn.Module, batch: Batch) -> Tensor:
-    """Logits of the second document of each row, (B, 8, V). Stands in for an objective."""
+def _second_document(logits: Callable[[nn.Module, Batch], Tensor], model: nn.Module, batch: Batch) -> Tensor:
+    """Logits of the second document of each row, (B, 8, V), as the objective has them. Stands in for it."""
+    return logits(model, batch)[:, _DOCUMENT:].float()
+
+
+def _plain_logits(model: nn.Module, batch: Batch) -> Tensor:
     logits_BLV: Tensor = model(**batch, use_cache=False).logits
-    return logits_BLV[:, _DOCUMENT:].float()
+    return logits_BLV

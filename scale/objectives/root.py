@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import nn
 
 from scale.protocols import Batch, Loss, Objective
@@ -17,3 +19,8 @@ class Root(nn.Module):
 
     def forward(self, batch: Batch) -> Loss:
         return self.objective(self.model, batch)
+
+    def called(self) -> nn.Module:
+        """The module that the objective calls, so that it can be compiled: the model, or a part of it named by `called`."""
+        part: Callable[[nn.Module], nn.Module] | None = getattr(self.objective, "called", None)
+        return part(self.model) if part is not None else self.model

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from scale.config.optim import ScheduleConfig, SpikeConfig
 from scale.errors import OutOfMemory, ScaleError
+from scale.hardware import sum_dtype
 from scale.protocols import Batch, Group, Loss, Objective, Source, StepReport, Strategy
 from scale.train.observe import LayerGradients
 from scale.train.schedule import lr_factor
@@ -159,7 +160,8 @@ class BackwardStepper:
         """
         batches = group.split(self.split)
         denominators = self._denominators(batches)
-        total = torch.zeros((), dtype=torch.float64, device=self.strategy.ranks.device)
+        dtype = sum_dtype(self.strategy.ranks.device)
+        total = torch.zeros((), dtype=dtype, device=self.strategy.ranks.device)
         metrics: dict[str, Tensor] = {}
         for i, batch in enumerate(batches):
             with self.strategy.accumulate(last=i == len(batches) - 1):
@@ -168,7 +170,7 @@ class BackwardStepper:
                 self.strategy.backward(loss)
             total += loss.detach()
             for name, term in out.metrics.items():
-                pair = torch.stack([term.total.detach().double(), term.count.double()])
+                pair = torch.stack([term.total.detach().to(dtype), term.count.to(dtype)])
                 metrics[name] = metrics.get(name, torch.zeros_like(pair)) + pair
         values = self.strategy.ranks.all_sum(torch.cat([total.view(1), *metrics.values()]))
         return _Sums(values, list(metrics), len(batches))
@@ -178,7 +180,7 @@ class BackwardStepper:
         local = [self.objective.counts(batch) for batch in batches]
         names = list(local[0])
         counts = self.strategy.ranks.all_sum(
-            torch.stack([sum_of(c[name] for c in local) for name in names]).double()
+            torch.stack([sum_of(c[name] for c in local) for name in names]).to(sum_dtype(self.strategy.ranks.device))
         ).tolist()
         if not any(counts):
             raise _NothingToLearn(f"nothing to learn: {', '.join(names)} count 0 (are all labels masked?)")
