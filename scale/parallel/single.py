@@ -33,7 +33,7 @@ class Single:
             materialise(root.model, weights, self.device)
         else:
             root.model.to(self.device)
-        compile_module(root.model, self.compile)
+        compile_module(root.called(), self.compile)
         if self.precision != "fp32":
             root.forward = torch.autocast(self.device.type, torch.bfloat16)(root.forward)  # type: ignore[method-assign]
         if optim is None:
