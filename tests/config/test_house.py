@@ -30,6 +30,7 @@ FLOORS = [
     ["checks"],
     ["build", "load"],
     ["api", "doctor"],
+    ["cluster"],
     ["cli"],
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -1,0 +1,59 @@
+"""Stands for `scale train` in a rank: behaves as its first argument says. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from scale.cluster.lifeline import die_with
+
+RANK = int(os.environ["RANK"])
+
+
+def outcome(code: int, **more: object) -> int:
+    try:
+        with Path(os.environ["SCALE_OUTCOME"]).open("x") as file:
+            json.dump({"rank": RANK, "exit_code": code, **more}, file)
+    except FileExistsError:
+        pass
+    return code
+
+
+def lose_peers() -> int:
+    time.sleep(0.5)
+    return outcome(1, text="lost contact with another rank", lost=True)
+
+
+def main() -> int:
+    die_with(os.getppid())
+    mode, *rest = sys.argv[1:]
+    split = int(rest[rest.index("--split") + 1]) if "--split" in rest else 1
+    print(f"rank {RANK} of {os.environ['WORLD_SIZE']} split {split} terminal {sys.stdout.isatty()}")
+    print(f"warning of rank {RANK}", file=sys.stderr)
+    if mode == "fail":
+        return outcome(1, text="the data are bad") if RANK == 1 else lose_peers()
+    if mode == "usage":
+        return outcome(2, text="data.path = 'x': no such file")
+    if mode == "memory" and split < int(rest[0]):
+        return outcome(76, text=f"out of memory with split {split}") if RANK == 1 else lose_peers()
+    if mode == "killed":
+        if RANK == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return lose_peers()
+    if mode == "silent":
+        return 3 * RANK
+    if mode in ("stop", "hang"):
+        (Path(rest[0]) / f"{RANK}.pid").write_text(str(os.getpid()))
+        stop = Path(os.environ["SCALE_STOP_FILE"])
+        while mode == "hang" or not stop.exists():
+            time.sleep(0.05)
+        outcome(75)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
