@@ -63,6 +63,20 @@ def prepare(config: DataConfig, progress: bool = True) -> Prepared:
     return Prepared(names, [s.weight for s in config.sources], trains, valids, tokenizer)
 
 
+def is_prepared(config: DataConfig) -> bool:
+    """Whether `prepare` would only open what is there, without tokenising anything."""
+    if (
+        config.tokenizer is not None
+        and config.tokenizer.vocab_size is not None
+        and not _tokenizer_folder(config).exists()
+    ):
+        return False
+    shared = (
+        _shared_tokenizer(config, progress=False) if any(isinstance(s, RawSource) for s in config.sources) else None
+    )
+    return all(_place(source, shared, config).exists() for source in config.sources)
+
+
 def tokenize(
     source: RawSource,
     out: str | Path,
@@ -109,8 +123,7 @@ def _shared_tokenizer(config: DataConfig, progress: bool) -> PreTrainedTokenizer
     vocab_size, fraction = config.tokenizer.vocab_size, config.held_out.fraction
     assert vocab_size is not None
     sources = [s for s in config.sources if isinstance(s, RawSource)]
-    key = _key([describe(s) for s in sources], vocab_size, fraction)
-    folder = Path(config.cache).expanduser() / f"tokenizer-{key}"
+    folder = _tokenizer_folder(config)
 
     def write(aside: Path) -> None:
         with Console(stderr=True, quiet=not progress).status(f"training a tokenizer of {vocab_size:,} entries"):
@@ -120,6 +133,22 @@ def _shared_tokenizer(config: DataConfig, progress: bool) -> PreTrainedTokenizer
     return tokenizers.load(str(folder))
 
 
+def _tokenizer_folder(config: DataConfig) -> Path:
+    """Where the tokenizer that is trained on the raw sources is kept."""
+    assert config.tokenizer is not None
+    described = [describe(s) for s in config.sources if isinstance(s, RawSource)]
+    key = _key(described, config.tokenizer.vocab_size, config.held_out.fraction)
+    return Path(config.cache).expanduser() / f"tokenizer-{key}"
+
+
+def _place(source: Source, tokenizer: PreTrainedTokenizerFast | None, config: DataConfig) -> Path:
+    """The file or folder that a source is opened from."""
+    if isinstance(source, PackedSource | TokensSource):
+        return Path(source.path).expanduser()
+    key = _key(describe(source), tokenizer and tokenizers.content_hash(tokenizer), config.held_out.fraction)
+    return Path(config.cache).expanduser() / f"{source.kind}-{key}"
+
+
 def _open(
     source: Source, tokenizer: PreTrainedTokenizerFast | None, config: DataConfig, progress: bool
 ) -> tuple[Documents, Documents]:
@@ -127,11 +156,9 @@ def _open(
     fraction = config.held_out.fraction
     if isinstance(source, PackedSource):
         return PackedRows.open(source.path, fraction)
+    folder = _place(source, tokenizer, config)
     if isinstance(source, TokensSource):
-        folder = Path(source.path).expanduser()
         return TokenStore(folder, "train"), TokenStore(folder, "valid")
-    key = _key(describe(source), tokenizer and tokenizers.content_hash(tokenizer), fraction)
-    folder = Path(config.cache).expanduser() / f"{source.kind}-{key}"
 
     def write(aside: Path) -> None:
         write_store(aside, source, tokenizer, fraction, "auto", progress)
