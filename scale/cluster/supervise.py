@@ -44,8 +44,9 @@ class Nodes:
 
     @property
     def stop_file(self) -> Path:
-        """Ranks stop after a checkpoint as soon as this file exists."""
-        return self.shared / "stop"
+        """Ranks stop after a checkpoint as soon as this file exists. A scheduler's script may name its own."""
+        given = os.environ.get("SCALE_STOP_FILE")
+        return Path(given) if given else self.shared / "stop"
 
     def retry_file(self, attempt: Attempt) -> Path:
         """Written by the node that starts again after `attempt`; holds the next split."""
