@@ -19,11 +19,14 @@ from transformers.utils.logging import disable_progress_bar
 from scale.config.model import ModelConfig
 from scale.errors import UsageError
 from scale.models.presets import preset_config
+from scale.models.size import experts_of
 from scale.models.stored import stored_weights
 from scale.protocols import Weights
 
 _SIZES = {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
           "num_key_value_heads", "head_dim", "max_position_embeddings"}  # fmt: skip
+_WRITERS = ("o_proj.weight", "down_proj.weight", "experts.down_proj")
+"""Matrices that write to the residual stream."""
 
 
 def model_config(config: ModelConfig, vocab_size: int | None = None) -> PretrainedConfig:
@@ -138,13 +141,15 @@ def _try_shapes(model: nn.Module) -> None:
 
 
 def llama_init(seed: int, std: float, layers: int) -> Weights:
-    """Normal(0, std) matrices, unit norms, zero biases; matrices that write to the residual stream are divided by
+    """Normal(0, std) matrices and attention sinks, unit norms, zero biases; matrices that write to the residual stream are divided by
     sqrt(2 layers) (GPT-2)."""
 
     def weights(name: str, shape: Size) -> Tensor:
-        if len(shape) == 1:
-            return torch.zeros(shape) if name.endswith(".bias") else torch.ones(shape)
-        scale = (2 * layers) ** -0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
+        if name.endswith("bias"):
+            return torch.zeros(shape)
+        if len(shape) == 1 and not name.endswith("sinks"):
+            return torch.ones(shape)
+        scale = (2 * layers) ** -0.5 if name.endswith(_WRITERS) else 1.0
         generator = torch.Generator().manual_seed(_seed_of(seed, name))
         return torch.empty(shape).normal_(0.0, std * scale, generator=generator)
 
@@ -173,10 +178,10 @@ def materialise(model: nn.Module, weights: Weights, device: torch.device, put: P
         for name, param in model.named_parameters():
             put(param, weights(name, param.shape))
     for module in model.modules():
-        _remake_rotary(module, device)
+        remake_rotary(module, device)
 
 
-def _remake_rotary(module: nn.Module, device: torch.device) -> None:
+def remake_rotary(module: nn.Module, device: torch.device) -> None:
     """Rotary frequencies are buffers outside the state dict: `to_empty` leaves garbage in them."""
     if "original_inv_freq" in module._buffers:
         with torch.device(device):
