@@ -8,14 +8,14 @@ from pydantic import Field, model_validator
 
 from scale.config.base import Count, Positive, Strict, exactly_one
 
-Preset = Literal["tiny", "100m", "500m", "1b", "7b"]
+Preset = Literal["tiny", "100m", "500m", "1b", "7b", "gpt_oss_20b"]
 
 
 class ModelConfig(Strict):
     """A preset (random weights) or any Hugging Face causal language model."""
 
     preset: Preset | None = None
-    """A Llama of this size: tiny, 100m, 500m, 1b, 7b."""
+    """A Llama of this size (tiny, 100m, 500m, 1b, 7b), or the mixture of experts gpt_oss_20b."""
     path: str | None = None
     """Hugging Face name or local folder (safetensors only)."""
     init: Literal["auto", "pretrained", "random"] = "auto"

@@ -10,7 +10,8 @@ from transformers import PretrainedConfig
 
 @dataclass(frozen=True)
 class Size:
-    """Parameter counts. `matrix` counts weights that multiply activations in a forward pass (a tied head counts once)."""
+    """Parameter counts. `matrix` counts weights that multiply activations in a forward pass: a tied head once, of experts
+    those that one token visits."""
 
     total: int
     trainable: int
@@ -22,9 +23,21 @@ def model_size(model: nn.Module) -> Size:
     total = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     lookup = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding))
-    tied = bool(getattr(getattr(model, "config", None), "tie_word_embeddings", False))
-    vectors = sum(p.numel() for p in model.parameters() if p.ndim < 2)
-    return Size(total, trainable, total - vectors - (0 if tied else lookup))
+    config = getattr(model, "config", None)
+    tied = bool(getattr(config, "tie_word_embeddings", False))
+    experts, visited = experts_of(config)
+    named = dict(model.named_parameters())
+    vectors = sum(p.numel() for name, p in named.items() if p.ndim < 2 or name.endswith("bias"))
+    stacked = sum(p.numel() for p in named.values() if p.ndim == 3 and len(p) == experts)
+    resting = stacked - stacked * visited // max(experts, 1)
+    return Size(total, trainable, total - vectors - resting - (0 if tied else lookup))
+
+
+def experts_of(config: PretrainedConfig | None) -> tuple[int, int]:
+    """Experts in each layer of a mixture, and how many of them a token visits; (0, 1) for a dense model."""
+    names = ("num_local_experts", "num_experts", "n_routed_experts")
+    experts = next((n for name in names if (n := getattr(config, name, None))), 0)
+    return experts, getattr(config, "num_experts_per_tok", None) or 1
 
 
 def flops_per_token(size: Size, config: PretrainedConfig, seq_len: int) -> float:
@@ -45,8 +58,11 @@ def state_bytes(size: Size, moments: int) -> int:
     return 4 * size.total + 4 * size.trainable * (1 + moments)
 
 
-def activation_bytes_per_token(config: PretrainedConfig, recompute_every: int | None, bytes_per_value: int) -> int:
-    """Rough upper estimate of what backward keeps for one token: about 14 model widths and 4 ffn widths a layer, and logits.
+def activation_bytes_per_token(
+    config: PretrainedConfig, recompute_every: int | None, bytes_per_value: int, logits: bool = True
+) -> int:
+    """Rough upper estimate of what backward keeps for one token: about 14 model widths and 4 ffn widths a layer (for each
+    expert it visits), and logits, unless the loss is chunked.
 
     An estimate for choosing the micro-batch; the dry run decides.
     """
@@ -54,6 +70,7 @@ def activation_bytes_per_token(config: PretrainedConfig, recompute_every: int | 
         getattr(config, "hidden_size", 0),
         getattr(config, "intermediate_size", 0) or 4 * getattr(config, "hidden_size", 0),
     )
+    f *= experts_of(config)[1]
     layers, vocab = getattr(config, "num_hidden_layers", 0), getattr(config, "vocab_size", 0)
     kept = layers if recompute_every is None else layers - len(range(0, layers, recompute_every))
-    return kept * (14 * d + 4 * f) * bytes_per_value + (layers - kept) * d * bytes_per_value + 3 * vocab * 4
+    return kept * (14 * d + 4 * f) * bytes_per_value + (layers - kept) * d * bytes_per_value + 3 * vocab * 4 * logits
