@@ -98,7 +98,7 @@ def build_model(
             torch.manual_seed(seed)
             return _checked(lambda: _from_config(hf_config, attention), config), None
     model = _meta(config, hf_config, attention)
-    if attention in ("sdpa", "eager"):
+    if attention in ("sdpa", "eager") and not experts_of(hf_config)[0]:  # a router needs values to choose by
         with torch.device("meta"):
             _checked(lambda: _try_shapes(model), config)
     return model, llama_init(seed, hf_config.initializer_range, hf_config.num_hidden_layers)
@@ -141,8 +141,8 @@ def _try_shapes(model: nn.Module) -> None:
 
 
 def llama_init(seed: int, std: float, layers: int) -> Weights:
-    """Normal(0, std) matrices and attention sinks, unit norms, zero biases; matrices that write to the residual stream are divided by
-    sqrt(2 layers) (GPT-2)."""
+    """Normal(0, std) matrices and attention sinks, unit norms, zero biases; matrices that write to the residual stream are
+    divided by sqrt(2 layers) (GPT-2)."""
 
     def weights(name: str, shape: Size) -> Tensor:
         if name.endswith("bias"):
