@@ -13,13 +13,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from scale.cluster.lifeline import die_with
-from scale.errors import EXIT_FAILED, EXIT_OK, EXIT_STOPPED, Elsewhere, ScaleError
+from scale.errors import EXIT_FAILED, EXIT_OK, EXIT_STOPPED, Elsewhere, LostRank, ScaleError
 
 
 def error_line(error: ScaleError) -> str:
     """The text of an error, with the rank where there are several and it is not the same on all."""
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
     return str(error) if alone or error.shared else f"rank {os.environ.get('RANK')}: {error}"
+
+
+def prints_errors() -> bool:
+    """Not so rank 0 under a launcher: they share a terminal, and the launcher prints the first error, once and last."""
+    return "SCALE_OUTCOME" not in os.environ or os.environ.get("RANK") != "0"
 
 
 class Launcher:
@@ -36,11 +41,11 @@ class Launcher:
         self.tell(code, "stopped on request")
         return EXIT_OK
 
-    def tell(self, code: int, text: str) -> None:
-        """Leave the outcome, unless another rank has."""
+    def tell(self, code: int, text: str, lost: bool = False) -> None:
+        """Leave the outcome, unless another rank has. `lost`: another rank is gone and knows more."""
         if self.outcome is None:
             return
-        note = json.dumps({"rank": int(os.environ.get("RANK", "0")), "exit_code": code, "text": text})
+        note = json.dumps({"rank": int(os.environ.get("RANK", "0")), "exit_code": code, "text": text, "lost": lost})
         aside = self.outcome.with_name(f"{self.outcome.name}.{os.getpid()}")
         aside.write_text(note, encoding="utf-8")
         try:
@@ -59,10 +64,11 @@ def told_to_launcher() -> Iterator[Launcher]:
         die_with(os.getppid())
     try:
         yield launcher
-    except Elsewhere:
+    except Elsewhere as error:  # the rank that failed may be on another machine: this one's launcher hears of it here
+        launcher.tell(error.exit_code, str(error))
         raise
     except ScaleError as error:
-        launcher.tell(error.exit_code, error_line(error))
+        launcher.tell(error.exit_code, error_line(error), lost=isinstance(error, LostRank))
         raise
     except BaseException as error:
         launcher.tell(

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from scale import __version__
-from scale.cli import data, model, train
-from scale.cli.launched import error_line
+from scale.cli import data, model, plan, train
+from scale.cli.launched import error_line, prints_errors
 from scale.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, Elsewhere, ScaleError
 
 EXIT_CODES = """\
@@ -43,6 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     train.add_commands(verbs)
     model.add_commands(verbs)
+    plan.add_commands(verbs)
     data_parser = verbs.add_parser("data", help="tokenize, validate, clean, split, inspect data")
     data.add_commands(data_parser.add_subparsers(title="data verbs", metavar="VERB", required=True))
     return parser
@@ -64,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Elsewhere as error:
         return error.exit_code
     except ScaleError as error:
-        print(f"scale: error: {error_line(error)}", file=sys.stderr)
+        if prints_errors():
+            print(f"scale: error: {error_line(error)}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         return EXIT_OK  # the reader of our output (head, less) has seen enough

@@ -28,16 +28,14 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt ended. `lost`: a rank or its machine is gone, or ranks only say that they lost another one."""
+    """How an attempt ended: exit code, and one line that names the rank where only one has something to say.
+
+    `lost`: a rank or its machine is gone, or ranks only say that they lost another one.
+    """
 
     exit_code: int
     text: str = ""
-    rank: int | None = None
     lost: bool = False
-
-    def line(self) -> str:
-        """The last line a user sees."""
-        return f"scale: error: {f'rank {self.rank}: ' if self.rank is not None else ''}{self.text}"
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ def read_outcome(path: Path) -> Outcome | None:
         code, text = int(record["exit_code"]), str(record.get("text", ""))
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return Outcome(code, text, record.get("rank"), bool(record.get("lost", False)))
+    return Outcome(code, text, bool(record.get("lost", False)))
 
 
 def judge(written: Outcome | None, ended: list[Ended], logs: str, stopping: bool = False) -> Outcome:
@@ -69,7 +67,7 @@ def judge(written: Outcome | None, ended: list[Ended], logs: str, stopping: bool
     if killed is not None:
         name = signal.Signals(-killed.exit_code).name
         hint = ": out of host memory? `dmesg` says so" if name == "SIGKILL" else ""
-        return Outcome(EXIT_FAILED, f"killed by {name}{hint} (logs: {logs})", killed.rank, lost=True)
+        return Outcome(EXIT_FAILED, f"rank {killed.rank}: killed by {name}{hint} (logs: {logs})", lost=True)
     if stopping and ended and all(e.exit_code == -signal.SIGTERM for e in ended):
         return Outcome(EXIT_STOPPED)  # told to stop before training began: nothing to save yet
     if written is not None:
@@ -82,7 +80,7 @@ def judge(written: Outcome | None, ended: list[Ended], logs: str, stopping: bool
         if first.exit_code > 0
         else f"killed by {signal.Signals(-first.exit_code).name}"
     )
-    return Outcome(EXIT_FAILED, f"{how} without saying why (logs: {logs})", first.rank, lost=first.exit_code < 0)
+    return Outcome(EXIT_FAILED, f"rank {first.rank}: {how} without saying why (logs: {logs})", lost=first.exit_code < 0)
 
 
 class Stop:
@@ -136,9 +134,8 @@ def run_attempts(
             return finish(outcome, stop)
         memory += then.split > attempt.split
         lost += then.split == attempt.split
-        who = f"rank {outcome.rank}: " if outcome.rank is not None else ""
         smaller = f", micro-batches split by {then.split}" if then.split > attempt.split else ""
-        say(f"{who}{outcome.text}; starting again from the last checkpoint{smaller} (attempt {then.number + 1})")
+        say(f"{outcome.text}; starting again from the last checkpoint{smaller} (attempt {then.number + 1})")
         attempt = then
 
 
@@ -148,7 +145,7 @@ def finish(outcome: Outcome, stop: Stop) -> int:
         outcome = Outcome(EXIT_FAILED, "killed by a second signal; the last checkpoint is intact")
     if outcome.exit_code not in (EXIT_OK, EXIT_STOPPED):
         sys.stdout.flush()
-        print(outcome.line(), file=sys.stderr, flush=True)
+        print(f"scale: error: {outcome.text}", file=sys.stderr, flush=True)
     return EXIT_FAILED if outcome.exit_code == EXIT_MEMORY else outcome.exit_code
 
 

@@ -167,6 +167,7 @@ class _Supervisor:
         with suppress(OSError, shutil.Error):
             shutil.copytree(logs, target, dirs_exist_ok=True)
             shutil.rmtree(logs)
+            say(f"{logs} is now {target}")
             return target
         return logs
 

@@ -14,10 +14,10 @@ from scale.cluster.lifeline import die_with
 RANK = int(os.environ["RANK"])
 
 
-def outcome(code: int, **more: object) -> int:
+def outcome(code: int, text: str = "", lost: bool = False) -> int:
     try:
         with Path(os.environ["SCALE_OUTCOME"]).open("x") as file:
-            json.dump({"rank": RANK, "exit_code": code, **more}, file)
+            json.dump({"rank": RANK, "exit_code": code, "text": f"rank {RANK}: {text}", "lost": lost}, file)
     except FileExistsError:
         pass
     return code
