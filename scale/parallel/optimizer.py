@@ -10,6 +10,7 @@ from torch import Size, Tensor, nn
 
 from scale.config.optim import OptimConfig
 from scale.errors import MissingExtra, ScaleError, UsageError
+from scale.parallel.muon import muon_class
 
 _EIGHT_BIT = {"exp_avg": "1", "exp_avg_sq": "2"}
 """Suffix of bitsandbytes' state1/absmax1/qmap1 and state2/... for each moment."""
@@ -53,14 +54,19 @@ class OptimizerSet:
         return out
 
     def blank(self, saved: Mapping[str, Size]) -> dict[str, Tensor]:
-        """fp32 tensors to read the saved moments into. Raises ScaleError for a parameter that is not trained here."""
+        """fp32 tensors to read the saved moments into, sharded like their parameters. Raises ScaleError for a parameter that
+        is not trained here."""
         params = {name: p for p, name in self.names.items()}
         out = {}
         for key, shape in saved.items():
             name, _, _ = key.rpartition("/")
             if name not in params:
                 raise ScaleError(f"checkpoint holds optimizer moments of {name!r}, which this run does not train")
-            out[key] = torch.zeros(shape, dtype=torch.float32, device=params[name].device)
+            param = params[name].detach()
+            if tuple(shape) == tuple(param.shape):
+                out[key] = torch.zeros_like(param, dtype=torch.float32)
+            else:  # step counts, scales
+                out[key] = torch.zeros(shape, dtype=torch.float32, device=param.device)
         return out
 
     def restore(self, moments: Mapping[str, Tensor]) -> None:
@@ -103,7 +109,7 @@ def _build(model: nn.Module, names: Mapping[Tensor, str], config: OptimConfig) -
         if not matrices:
             raise UsageError("optim.kind = 'muon': the model has no matrix for it to train (use adamw)")
         rest = [p for p in decayed if p.ndim != 2 or p in heads]
-        muon = torch.optim.Muon(
+        muon = muon_class(matrices)(
             matrices,
             lr=config.lr,
             weight_decay=config.weight_decay,

@@ -10,9 +10,9 @@ from torch import Size, Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from scale.config.optim import OptimConfig
-from scale.errors import ScaleError
 from scale.models.build import materialise
 from scale.objectives.root import Root
+from scale.parallel import state
 from scale.parallel.compiling import compile_module
 from scale.parallel.optimizer import OptimizerSet
 from scale.parallel.ranks import Ranks
@@ -82,35 +82,12 @@ class Single:
         for name, param in self.model.named_parameters():
             yield name, param.detach()
 
-    def _model_tensors(self) -> dict[str, Tensor]:
-        """What training changes: trainable parameters and persistent buffers. A frozen base comes from where it came."""
-        frozen = {id(p) for p in self.model.parameters() if not p.requires_grad}
-        kept: dict[str, Tensor] = {}
-        seen: set[int] = set()
-        for name, tensor in self.model.state_dict(keep_vars=True).items():
-            if id(tensor) not in frozen and id(tensor) not in seen:  # tied weights once
-                kept[name] = tensor.detach()
-            seen.add(id(tensor))
-        return kept
-
     def tensors(self) -> dict[str, Tensor]:
-        out = {f"model/{name}": tensor for name, tensor in self._model_tensors().items()}
-        return out | {f"optim/{key}": moment for key, moment in self.optimizer.moments().items()}
+        return state.canonical(self.model, self.optimizer)
 
     def blank(self, saved: Mapping[str, Size]) -> dict[str, Tensor]:
-        ours = {f"model/{name}": tensor for name, tensor in self._model_tensors().items()}
-        for name in {n for n in saved if n.startswith("model/")} ^ ours.keys():
-            where = "the checkpoint" if name in saved else "the model"
-            raise ScaleError(f"checkpoint and model differ: only {where} has {name.removeprefix('model/')}")
-        for name, tensor in ours.items():
-            if tuple(saved[name]) != tuple(tensor.shape):
-                raise ScaleError(
-                    f"{name.removeprefix('model/')}: checkpoint {tuple(saved[name])}, model {tuple(tensor.shape)}"
-                )
-        moments = {key.removeprefix("optim/"): shape for key, shape in saved.items() if key.startswith("optim/")}
-        return ours | {f"optim/{key}": tensor for key, tensor in self.optimizer.blank(moments).items()}
+        return state.blank(self.model, self.optimizer, saved)
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Weights were read in place; hand the moments to the optimizer."""
-        moments = {key.removeprefix("optim/"): t for key, t in tensors.items() if key.startswith("optim/")}
-        self.optimizer.restore(moments)
+        self.optimizer.restore(state.moments(tensors))
