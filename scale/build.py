@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,17 @@ import torch
 from torch import nn
 
 from scale.checks import check_length, check_memory, check_plan, check_rows, check_same_everywhere, check_same_run
+from scale.choices import (
+    Choices,
+    Model,
+    activation_bytes,
+    choose_code,
+    choose_strategy,
+    decide,
+    measured_precision,
+    settled,
+    to_fp8,
+)
 from scale.config import PretrainRun, to_yaml
 from scale.config.run import ComputeConfig
 from scale.data.curriculum import seq_len_schedule
@@ -21,28 +32,18 @@ from scale.data.rows import RowReader
 from scale.data.source import PackedSource
 from scale.errors import UsageError
 from scale.evaluate.held_out import HeldOut
-from scale.hardware import (
-    Choice,
-    Hardware,
-    choose_attention,
-    choose_compile,
-    choose_micro_rows,
-    choose_precision,
-    choose_recompute,
-    detect,
-    peak_flops,
-)
+from scale.hardware import Choice, Hardware, detect
 from scale.models.adapters import add_adapter
 from scale.models.build import build_model, model_config, set_recompute
 from scale.models.leak import refuse_leaks
-from scale.models.size import activation_bytes_per_token, flops_per_token, model_size, state_bytes
+from scale.models.size import flops_per_token, model_size
 from scale.monitor.progress import Progress
 from scale.monitor.run_folder import RunFolder
 from scale.monitor.trackers import TensorBoard, Wandb
 from scale.objectives.causal_lm import CausalLM
 from scale.parallel.ranks import Ranks, join
 from scale.parallel.single import Single
-from scale.protocols import Monitor, Strategy, Weights
+from scale.protocols import Monitor, Strategy
 from scale.train.facts import BatchShape, run_facts, total_steps
 from scale.trainer import Trainer
 
@@ -66,28 +67,6 @@ def _deepspeed(ranks: Ranks, compute: ComputeConfig, precision: str, compile: st
 STRATEGIES = {"single": _single, "fsdp": _fsdp, "deepspeed": _deepspeed}
 
 
-@dataclass(frozen=True)
-class Choices:
-    """Everything that was `auto`, decided."""
-
-    strategy: Choice
-    precision: Choice
-    compile: Choice
-    attention: Choice
-    recompute: Choice
-    micro_rows: Choice
-    peak_flops: Choice
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model with its architecture in place; weights may still be on the meta device."""
-
-    module: nn.Module
-    weights: Weights | None
-    config: Any
-
-
 def build_trainer(
     config: PretrainRun, allow: Sequence[str] = (), ranks: Ranks | None = None, split: int = 1
 ) -> Trainer:
@@ -104,15 +83,21 @@ def build_trainer(
     ranks.each(lambda: ranks.place(hardware.device))
     if config.compute.threads:
         torch.set_num_threads(config.compute.threads)
-    attention = ranks.each(lambda: choose_attention(config.compute.attention, hardware))
     ranks.each(lambda: check_length(config))
+    attention, kernels = ranks.each(lambda: choose_code(config, hardware))
     ranks.each(lambda: check_rows(config, ranks.world_size))
     strategy_choice = ranks.each(lambda: choose_strategy(config.compute.strategy, ranks.world_size))
     prepared = prepare_together(config, ranks)
     model = ranks.each(lambda: make_model(config, prepared, attention.value, lazy=ranks.world_size > 1))
     ranks.each(lambda: check_memory(model_size(model.module), hardware, ranks.world_size))
-    made = ranks.lead(lambda: asdict(decide(config, hardware, model, attention, strategy_choice, ranks.world_size)))
+
+    def decided() -> dict[str, Any]:
+        precision = measured_precision(config, hardware, model, strategy_choice)
+        return asdict(decide(config, hardware, model, attention, strategy_choice, ranks.world_size, kernels, precision))
+
+    made = ranks.lead(decided)
     choices = Choices(**{name: Choice(**choice) for name, choice in made.items()})
+    choices = ranks.each(lambda: to_fp8(config, model, choices))
     if choices.recompute.value != "off":
         ranks.each(lambda: set_recompute(model.module, int(choices.recompute.value)))
     shape = BatchShape(config.rows_per_step, int(choices.micro_rows.value), ranks.world_size)
@@ -123,7 +108,7 @@ def build_trainer(
     flops = partial(flops_per_token, model_size(model.module), model.config)
     make = STRATEGIES[choices.strategy.value]
     strategy = ranks.each(lambda: make(ranks, config.compute, choices.precision.value, choices.compile.value))
-    objective = CausalLM()
+    objective = CausalLM(loss=choices.loss.value, one_row=choices.attention.value == "flash_attention_2")
     trainer = Trainer(
         model.module,
         make_source(config, prepared, shape, steps, ranks),
@@ -180,41 +165,6 @@ def gather_facts(
     }
 
 
-def settled(config: PretrainRun, choices: Choices, world_size: int) -> dict[str, str]:
-    """What was `auto` and bears on the course of the run: a resumed run must choose the same. The micro-batch is bound to
-    a number of ranks; with another number the order of sums differs anyway."""
-    asked: dict[str, Any] = {f"compute.{key}": value for key, value in config.compute.model_dump().items()}
-    asked["batch.micro"] = config.batch.micro
-    made = {
-        "compute.precision": choices.precision,
-        "compute.compile": choices.compile,
-        "compute.attention": choices.attention,
-        "compute.recompute": choices.recompute,
-        "batch.micro": choices.micro_rows,
-    }
-    chosen = {key: choice.value for key, choice in made.items() if asked[key] == "auto"}
-    if "batch.micro" in chosen:
-        chosen[f"batch.micro on {world_size} ranks"] = chosen.pop("batch.micro")
-    return chosen
-
-
-def activation_bytes(model: Model, choices: Choices) -> int:
-    """Estimated activation memory of one token under these choices."""
-    every = None if choices.recompute.value == "off" else int(choices.recompute.value)
-    return activation_bytes_per_token(model.config, every, 2 if choices.precision.value == "bf16" else 4)
-
-
-def choose_strategy(asked: str, world_size: int) -> Choice:
-    """single, fsdp or deepspeed. Raises UsageError for one device on several ranks."""
-    if asked == "single" and world_size > 1:
-        raise UsageError(
-            f"compute.strategy = 'single': {world_size} ranks were started (use fsdp or deepspeed, or start one process)"
-        )
-    if asked != "auto":
-        return Choice(asked, f"asked for, {world_size} rank(s)")
-    return Choice("fsdp", f"{world_size} ranks") if world_size > 1 else Choice("single", "one process")
-
-
 def prepare_together(config: PretrainRun, ranks: Ranks) -> Prepared:
     """Tokenised data: rank 0 makes them, the others open what it made."""
 
@@ -237,29 +187,6 @@ def make_model(config: PretrainRun, prepared: Prepared, attention: str, lazy: bo
     if config.adapter is not None:
         module = add_adapter(module, config.adapter, config.seed)
     return Model(module, weights, hf_config)
-
-
-def decide(
-    config: PretrainRun, hardware: Hardware, model: Model, attention: Choice, strategy: Choice, world_size: int
-) -> Choices:
-    """Replace every `auto`."""
-    size = model_size(model.module)
-    precision = choose_precision(config.compute.precision, hardware)
-    choices = Choices(
-        strategy=strategy,
-        precision=precision,
-        compile=choose_compile(config.compute.compile, hardware),
-        attention=attention,
-        recompute=choose_recompute(config.compute.recompute, size.total),
-        micro_rows=Choice(str(config.batch.micro), "asked for"),
-        peak_flops=peak_flops(hardware, precision.value),
-    )
-    if config.batch.micro != "auto":
-        return choices
-    per_token = activation_bytes(model, choices)
-    rows, states = config.rows_per_step // world_size, state_bytes(size, 2) // world_size
-    micro = choose_micro_rows(rows, config.data.seq_len, per_token, states, hardware)
-    return replace(choices, micro_rows=micro)
 
 
 def make_planner(config: PretrainRun, prepared: Prepared, steps: int) -> Planner:

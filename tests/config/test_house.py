@@ -27,7 +27,7 @@ FLOORS = [
     ["evaluate"],
     ["monitor"],
     ["trainer"],
-    ["checks"],
+    ["checks", "choices"],
     ["build", "load"],
     ["api", "doctor"],
     ["cluster"],
