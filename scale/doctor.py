@@ -27,6 +27,7 @@ from scale.errors import EXIT_FAILED, EXIT_OK
 DISTRIBUTION = "scale-trainer"
 LEAST_FREE = 2 * 10**9
 """Bytes; the first checkpoints of even a small run and its token cache want this much."""
+_MICRO_TOKENS = 8192
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
 
 
@@ -151,22 +152,45 @@ def package_problems() -> list[str]:
 def machine() -> list[tuple[str, str, str]]:
     """This machine, and what every `auto` becomes on it: name, value, reason."""
     from scale.config.model import ModelConfig
-    from scale.hardware import choose_attention, choose_compile, choose_precision, choose_recompute, detect
+    from scale.hardware import (
+        choose_attention,
+        choose_compile,
+        choose_kernels,
+        choose_loss,
+        choose_precision,
+        choose_recompute,
+        detect,
+        has_fp8,
+    )
+    from scale.models.attention import supported_attention
     from scale.models.build import build_model, model_config
+    from scale.models.heads import obstacle
+    from scale.models.kernels import liger_knows
     from scale.models.size import model_size
 
     hardware = detect()
     preset = ModelConfig(preset="100m")
-    model, _ = build_model(preset, model_config(preset), choose_attention("auto", hardware).value, seed=0)
+    config = model_config(preset)
+    precision = choose_precision("auto", hardware)
+    attention = choose_attention("auto", hardware, supported_attention(config), precision=precision.value)
+    model, _ = build_model(preset, config, attention.value, seed=0)
+    knows = hardware.device == "cuda" and liger_knows(config.model_type)
     choices = {
-        "compute.precision": choose_precision("auto", hardware),
+        "compute.precision": precision,
         "compute.compile": choose_compile("auto", hardware),
-        "compute.attention": choose_attention("auto", hardware),
+        "compute.attention": attention,
+        "compute.kernels": choose_kernels("auto", hardware, config.model_type, knows),
         "compute.recompute": choose_recompute("auto", model_size(model).total),
+        "compute.loss": choose_loss("auto", hardware, _MICRO_TOKENS, config.vocab_size, obstacle(model)),
     }
-    of = {"compute.recompute": "for the preset 100m: "}
+    of = {
+        "compute.precision": "before fp8 is measured: " if has_fp8(hardware) else "",
+        "compute.recompute": "for the preset 100m: ",
+        "compute.loss": f"for the preset 100m and {_MICRO_TOKENS} tokens in a micro-batch: ",
+    }
     facts = f"{hardware.memory / 2**30:.0f} GiB, {hardware.cores} CPU cores"
-    rows = [("compute.device", hardware.device, f"{hardware.name}, {facts}")]
+    more = f", one of {hardware.count}" if hardware.count > 1 else ""
+    rows = [("compute.device", hardware.device, f"{hardware.name}{more}, {facts}")]
     return rows + [(name, choice.value, of.get(name, "") + choice.reason) for name, choice in choices.items()]
 
 

@@ -19,6 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 from scale.config.model import ModelConfig
 from scale.errors import UsageError
 from scale.models.presets import preset_config
+from scale.models.quiet import quiet_torchao
 from scale.models.size import experts_of
 from scale.models.stored import stored_weights
 from scale.protocols import Weights
@@ -107,6 +108,7 @@ def build_model(
 def _pretrained(path: str, attention: str) -> Any:
     if not sys.stderr.isatty():
         disable_progress_bar()
+    quiet_torchao()
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=torch.float32,
@@ -129,6 +131,7 @@ def _meta(config: ModelConfig, hf_config: PretrainedConfig, attention: str) -> A
 
 
 def _from_config(hf_config: PretrainedConfig, attention: str) -> Any:
+    quiet_torchao()
     return AutoModelForCausalLM.from_config(hf_config, dtype=torch.float32, attn_implementation=attention)
 
 

@@ -5,10 +5,6 @@ A converted module keeps its parameters under their names, so checkpoints and ex
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +13,7 @@ from torch import nn
 from scale.config.run import Fp8Config
 from scale.errors import MissingExtra, UsageError
 from scale.hardware import installed
+from scale.models.quiet import quiet_torchao
 
 _PACKAGES = {"torchao": "torchao", "te": "transformer_engine"}
 
@@ -103,17 +100,16 @@ def convert(model: nn.Module, config: Fp8Config, fp8_gather: bool = False) -> Co
 
 def convert_torchao(model: nn.Module, config: Fp8Config, names: set[str], fp8_gather: bool = False) -> None:
     """Replace the linear modules of these names by torchao's."""
-    with _quiet():
-        from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+    quiet_torchao()
+    from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
-        recipe = Float8LinearConfig.from_recipe_name(config.recipe)
-        recipe = replace(
-            recipe,
-            emulate=config.emulate,
-            pad_inner_dim=True,  # a micro-batch need not have a multiple of 16 tokens
-            enable_fsdp_float8_all_gather=fp8_gather and config.recipe == "tensorwise",
-        )
-        convert_to_float8_training(model, config=recipe, module_filter_fn=lambda _, name: name in names)
+    recipe = replace(
+        Float8LinearConfig.from_recipe_name(config.recipe),
+        emulate=config.emulate,
+        pad_inner_dim=True,  # a micro-batch need not have a multiple of 16 tokens
+        enable_fsdp_float8_all_gather=fp8_gather and config.recipe == "tensorwise",
+    )
+    convert_to_float8_training(model, config=recipe, module_filter_fn=lambda _, name: name in names)
 
 
 def _convert_te(model: nn.Module, config: Fp8Config, chosen: Converted) -> None:
@@ -124,9 +120,8 @@ def _convert_te(model: nn.Module, config: Fp8Config, chosen: Converted) -> None:
             f"compute.fp8.{option}: Transformer Engine has no such mode here (use compute.fp8.backend=torchao)"
         )
     try:
-        with _quiet():
-            import transformer_engine.pytorch as te
-            from transformer_engine.common.recipe import Float8CurrentScaling
+        import transformer_engine.pytorch as te
+        from transformer_engine.common.recipe import Float8CurrentScaling
     except (ImportError, RuntimeError) as error:  # without CUDA it raises RuntimeError
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(f"compute.fp8.backend = 'te': Transformer Engine cannot be used ({reason})") from None
@@ -145,16 +140,3 @@ def _convert_te(model: nn.Module, config: Fp8Config, chosen: Converted) -> None:
         new.weight, new.bias = old.weight, old.bias if old.bias is not None else new.bias
         parent, _, own = name.rpartition(".")
         setattr(model.get_submodule(parent), own, new)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """torchao warns of compiled parts that this machine does not have, and of what torch will change."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
