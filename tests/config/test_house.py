@@ -29,6 +29,7 @@ FLOORS = [
     ["trainer"],
     ["checks", "choices"],
     ["build", "load"],
+    ["plan"],
     ["api", "doctor"],
     ["cluster"],
     ["cli"],

@@ -1,0 +1,143 @@
+"""Which knob to turn where a run does not fit: each is tried by making the plan again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from scale.config import PretrainRun
+from scale.errors import UsageError
+from scale.plan.memory import HELD
+from scale.plan.plan import Plan, Say, make_plan
+
+ENOUGH = 3
+"""Knobs that fit, after which no further one is tried."""
+MOST_GPUS = 16
+"""More GPUs are tried up to this many times as many."""
+
+
+@dataclass(frozen=True)
+class Knob:
+    """A change and what came of it: `peak` bytes on one GPU, by a plan made with it."""
+
+    change: str
+    peak: int
+    fits: bool
+
+
+def advise(plan: Plan, say: Say = lambda text: None) -> list[Knob]:
+    """Changes that were tried, in the order in which they cost least speed. Stops at the third that fits; where none
+    alone does, they are tried together. Empty if the plan fits."""
+    if plan.fits:
+        return []
+    tried: list[Knob] = []
+    for values, gpus in _alone(plan):
+        knob = _try(plan, values, gpus, say)
+        if knob is not None:
+            tried.append(knob)
+        if sum(knob.fits for knob in tried) == ENOUGH:
+            return tried
+    if not any(knob.fits for knob in tried):
+        tried += _together(plan, say)
+    return tried
+
+
+def _alone(plan: Plan) -> Iterator[tuple[dict[str, Any], int]]:
+    """Config values and number of GPUs of each knob alone."""
+    config, gpus, choices = plan.settled.config, plan.settled.gpus, plan.settled.choices
+    sharded = choices.strategy.value == "fsdp"
+    micro = _smaller_micro(plan)
+    if micro is not None:
+        yield {"batch.micro": micro}, gpus
+    if choices.recompute.value != "1":
+        yield {"compute.recompute": 1, "batch.micro": plan.settled.micro_rows}, gpus
+    if sharded and config.compute.fsdp.reduce == "step":
+        yield {"compute.fsdp.reduce": "micro"}, gpus
+    if sharded and not config.compute.fsdp.reshard:
+        yield {"compute.fsdp.reshard": True}, gpus
+    if choices.strategy.value == "single" and config.optim.kind == "adamw":
+        yield {"optim.kind": "adamw8bit"}, gpus
+    yield from (({}, more) for more in _more_gpus(plan))
+    if sharded and not config.compute.fsdp.offload:
+        yield {"compute.fsdp.offload": True}, gpus
+    if choices.strategy.value == "deepspeed" and config.compute.deepspeed.stage == 2:
+        yield {"compute.deepspeed.stage": 3}, gpus
+    if choices.strategy.value == "deepspeed" and not config.compute.deepspeed.offload:
+        yield {"compute.deepspeed.offload": True}, gpus
+
+
+def _together(plan: Plan, say: Say) -> list[Knob]:
+    """The smallest micro-batch with full recompute, alone and on more GPUs; the first that fits ends it."""
+    values: dict[str, Any] = {"batch.micro": 1, "compute.recompute": 1}
+    gpus = plan.settled.gpus
+    tries = [(values, gpus), *((values, more) for more in _more_gpus(plan))]
+    if plan.settled.choices.strategy.value == "fsdp":
+        tries.insert(1, (values | {"compute.fsdp.offload": True}, gpus))
+    found = []
+    for changed, count in tries:
+        knob = _try(plan, changed, count, say)
+        if knob is not None:
+            found.append(knob)
+        if knob is not None and knob.fits:
+            break
+    return found
+
+
+def _smaller_micro(plan: Plan) -> int | None:
+    """The largest smaller micro-batch that should fit, if what is not held from step to step shrinks with it; the
+    smallest one where none should; None where the micro-batch is one row."""
+    now, rows = plan.settled.micro_rows, plan.settled.config.rows_per_step // plan.settled.gpus
+    smaller = [n for n in range(now - 1, 0, -1) if rows % n == 0]
+    parts = plan.memory.at_peak
+    moving = parts["activations"] + parts["working memory"]
+    for micro in smaller:
+        if plan.memory.peak - moving + moving * micro / now <= plan.usable:
+            return micro
+    return 1 if smaller else None
+
+
+def _more_gpus(plan: Plan) -> Iterator[int]:
+    """Numbers of GPUs that divide the rows of a step: the first with enough memory for a share of what is held, and
+    twice that."""
+    config, gpus = plan.settled.config, plan.settled.gpus
+    if config.compute.strategy == "single":
+        return
+    over = plan.memory.peak - plan.usable
+    held = sum(plan.memory.at_peak[name] for name in HELD)
+    counts = [n for n in range(gpus + 1, MOST_GPUS * gpus + 1) if config.rows_per_step % n == 0 and n % 2 == 0]
+    enough = [n for n in counts if held * (1 - gpus / n) >= over]
+    yield from enough[:1] + [n for n in enough[1:] if n >= 2 * enough[0]][:1]
+
+
+def _try(plan: Plan, values: dict[str, Any], gpus: int, say: Say) -> Knob | None:
+    """Make the plan again with these values; None where they cannot be had."""
+    words = [f"{key}={_shown(value)}" for key, value in values.items() if _differs(plan, key, value)]
+    change = " ".join([*words, *([f"--gpus {gpus}"] if gpus != plan.settled.gpus else [])])
+    say(f"trying {change}")
+    try:
+        made = make_plan(_with(plan.settled.config, values), gpus, plan.settled.hardware, plan.mfu)
+    except UsageError:
+        return None
+    return Knob(change, made.memory.peak, made.fits)
+
+
+def _with(config: PretrainRun, values: dict[str, Any]) -> PretrainRun:
+    """The config with these values at their dotted keys."""
+    content = config.model_dump()
+    for key, value in values.items():
+        *path, last = key.split(".")
+        at = content
+        for part in path:
+            at = at[part]
+        at[last] = value
+    return PretrainRun.model_validate(content)
+
+
+def _differs(plan: Plan, key: str, value: Any) -> bool:
+    """Whether a value is another than the plan's own."""
+    return not (key == "batch.micro" and value == plan.settled.micro_rows and plan.settled.config.batch.micro == value)
+
+
+def _shown(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
