@@ -59,6 +59,8 @@ class Launcher:
 @contextmanager
 def told_to_launcher() -> Iterator[Launcher]:
     """Whatever ends the rank, its launcher knows."""
+    from scale.parallel.ranks import first_to_fail  # torch: only where it is needed anyway
+
     launcher = Launcher()
     if launcher.outcome is not None:
         die_with(os.getppid())
@@ -68,7 +70,10 @@ def told_to_launcher() -> Iterator[Launcher]:
         launcher.tell(error.exit_code, str(error))
         raise
     except ScaleError as error:
+        first = first_to_fail(str(error))
         launcher.tell(error.exit_code, error_line(error), lost=isinstance(error, LostRank))
+        if not first:
+            raise Elsewhere(str(error), error.exit_code) from None
         raise
     except BaseException as error:
         launcher.tell(

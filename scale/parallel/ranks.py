@@ -157,6 +157,21 @@ def join(device: str | None = "auto") -> Ranks:
     return ranks
 
 
+def first_to_fail(text: str) -> bool:
+    """Whether no other rank has failed before this one; where it has, its error is the one to show."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return True
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        store.set_timeout(timedelta(seconds=5))
+        return bool(
+            store.compare_set("scale/first_error", "", f"{dist.get_rank()} {text}").decode()
+            == f"{dist.get_rank()} {text}"
+        )
+    except (RuntimeError, OSError):
+        return True  # the store went with the rank that kept it
+
+
 def leave() -> None:
     """Close the process group, if there is one."""
     if dist.is_initialized():

@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,41 @@ def run_ranks(target: str, world_size: int = 2, timeout: float = 240, **argument
                 f"--- rank {r} ---\n{text[-4000:]}" for r, text in enumerate(outputs)
             )
         return [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(world_size)]
+
+
+def start_train(arguments: Sequence[Sequence[str]], **environment: str) -> list[subprocess.Popen[str]]:
+    """Start `scale train` in one process for each list of arguments, as the ranks of one run."""
+    port, world_size = free_port(), len(arguments)
+    alone = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "scale.cli.main", "train", *words],
+            cwd=ROOT,
+            env=(rank_env(rank, world_size, port) if world_size > 1 else alone) | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        for rank, words in enumerate(arguments)
+    ]
+
+
+def end(processes: Sequence[subprocess.Popen[str]], timeout: float = 240) -> list[tuple[int, str]]:
+    """Exit code and output of each process; what is still there after `timeout` seconds in all is killed and fails."""
+    deadline = time.monotonic() + timeout
+    try:
+        outputs = [process.communicate(timeout=max(1.0, deadline - time.monotonic()))[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, output) for process, output in zip(processes, outputs, strict=True)]
+
+
+def train(path: Path, world_size: int, *overrides: str) -> None:
+    """Run a config to its end in `world_size` processes."""
+    for code, output in end(start_train([[str(path), *overrides]] * world_size)):
+        assert code == 0, output[-4000:]
 
 
 def _main() -> None:
