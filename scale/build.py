@@ -35,6 +35,7 @@ from scale.evaluate.held_out import HeldOut
 from scale.hardware import Choice, Hardware, detect
 from scale.models.adapters import add_adapter
 from scale.models.build import build_model, model_config, set_recompute
+from scale.models.fp8 import exact_products
 from scale.models.leak import refuse_leaks
 from scale.models.size import flops_per_token, model_size
 from scale.monitor.progress import Progress
@@ -140,7 +141,8 @@ def build_trainer(
         timeout=config.compute.timeout,
     )
     if not config.data.cross_documents:
-        refuse_leaks(trainer.root, model.config.vocab_size)
+        with exact_products(model.module):
+            refuse_leaks(trainer.root, model.config.vocab_size)
     return trainer
 
 

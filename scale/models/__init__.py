@@ -1,1 +1,5 @@
 """Models: presets, loading, initial weights, adapters, memory and FLOP arithmetic."""
+
+from scale.models.quiet import quiet_torchao
+
+quiet_torchao()  # before the first import of transformers' models

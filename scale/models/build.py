@@ -19,7 +19,6 @@ from transformers.utils.logging import disable_progress_bar
 from scale.config.model import ModelConfig
 from scale.errors import UsageError
 from scale.models.presets import preset_config
-from scale.models.quiet import quiet_torchao
 from scale.models.size import experts_of
 from scale.models.stored import stored_weights
 from scale.protocols import Weights
@@ -108,7 +107,6 @@ def build_model(
 def _pretrained(path: str, attention: str) -> Any:
     if not sys.stderr.isatty():
         disable_progress_bar()
-    quiet_torchao()
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=torch.float32,
@@ -131,7 +129,6 @@ def _meta(config: ModelConfig, hf_config: PretrainedConfig, attention: str) -> A
 
 
 def _from_config(hf_config: PretrainedConfig, attention: str) -> Any:
-    quiet_torchao()
     return AutoModelForCausalLM.from_config(hf_config, dtype=torch.float32, attn_implementation=attention)
 
 

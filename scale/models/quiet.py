@@ -18,7 +18,7 @@ class _Without(logging.Filter):
 
 
 def quiet_torchao() -> None:
-    """Importing torchao, which transformers does where it is installed, says nothing any more. May be called again."""
+    """Importing torchao, which transformers does where it is installed, then says nothing. May be called again."""
     for name, text in _TOLD.items():
         logger = logging.getLogger(name)
         if not any(isinstance(known, _Without) for known in logger.filters):
