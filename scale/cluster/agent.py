@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import signal
-import socket
 import sys
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -112,21 +111,19 @@ def _logs_specs(folder: Path) -> Any:
 
 
 def _loopback_rendezvous(parameters: Any) -> Any:
-    """The c10d rendezvous on 127.0.0.1 only: torchrun's own listens on every address of the machine."""
+    """The c10d rendezvous on 127.0.0.1 only."""
     from torch.distributed import TCPStore
     from torch.distributed.elastic.rendezvous import c10d_rendezvous_backend, dynamic_rendezvous
 
+    from scale.cluster.loopback import ADDRESS, serve_store
+
+    wait = timedelta(seconds=parameters.get_as_int("read_timeout"))
+
     def store(port: int) -> TCPStore:
-        listener = socket.socket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind(("127.0.0.1", port))
-        except OSError:  # another node of this run on this machine hosts it
-            listener.close()
-            wait = timedelta(seconds=parameters.get_as_int("read_timeout"))
-            return TCPStore("127.0.0.1", port, is_master=False, timeout=wait)
-        port = listener.getsockname()[1]
-        return TCPStore("127.0.0.1", port, is_master=True, master_listen_fd=listener.detach(), wait_for_workers=False)
+            return serve_store(port, wait)
+        except OSError:  # another node of this run on this machine serves it
+            return TCPStore(ADDRESS, port, is_master=False, timeout=wait)
 
     class Loopback(dynamic_rendezvous.DynamicRendezvousHandler):
         def get_backend(self) -> str:
@@ -142,7 +139,7 @@ def _loopback_rendezvous(parameters: Any) -> Any:
         c10d_rendezvous_backend.C10dRendezvousBackend(meeting, parameters.run_id),
         parameters.min_nodes,
         parameters.max_nodes,
-        "127.0.0.1",
+        ADDRESS,
         dynamic_rendezvous.RendezvousTimeout(join=timedelta(seconds=parameters.get_as_int("join_timeout"))),
     )
 
