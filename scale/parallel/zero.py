@@ -68,7 +68,7 @@ class DeepSpeed:
     def _start_engine(self, deepspeed: Any, root: Root, optimizer: torch.optim.Optimizer | None) -> Any:
         from pydantic import ValidationError
 
-        compile_module(root.model, self.compile)
+        compile_module(root.called(), self.compile)
         try:
             engine, *_ = deepspeed.initialize(
                 model=TensorsOnly(root), optimizer=optimizer, config=self.json, dist_init_required=False
@@ -92,7 +92,7 @@ class DeepSpeed:
         self._place(root.model, weights)
         if self.config.stage == 3:
             return Engined(self._start_engine(deepspeed, root, None)).eval()
-        compile_module(root.model, self.compile)
+        compile_module(root.called(), self.compile)
         for param in root.parameters():
             param.data = param.data.to(self.dtype)
         return root.eval()
@@ -124,7 +124,7 @@ class DeepSpeed:
 
     def _norm(self, grads: Mapping[str, Tensor]) -> float:
         """Global 2-norm, the same on every rank."""
-        norms = torch.stack(torch._foreach_norm(list(grads.values())))  # type: ignore[arg-type]
+        norms = torch.stack(torch._foreach_norm(list(grads.values())))
         square = norms.double().square().sum().to(self.ranks.device)
         return math.sqrt(float(self.ranks.all_sum(square)))
 

@@ -31,6 +31,8 @@ PASSED = {
     "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer",
 }  # fmt: skip
 """Sections of a user's file that are handed to DeepSpeed. It ignores unknown ones, so they are refused here."""
+FREE = {"communication_data_type", "steps_per_print", "log_level", "zero_optimization.memory_efficient_linear"}
+"""Defaults of this project that a user's file may change."""
 REFUSED = {
     "zero_optimization.offload_param": "weights stay on the device; masters and moments follow compute.deepspeed.offload",
     "zero_optimization.offload_optimizer.ratio": "it needs DeepSpeed's own optimizer",
@@ -55,9 +57,11 @@ def deepspeed_json(config: DeepSpeedConfig, precision: str) -> Json:
         "bf16": {"enabled": precision == "bf16"},
         "fp16": {"enabled": False},
         "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",  # gradients are summed over ranks unrounded
         "zero_optimization": {
             "stage": config.stage,
             "offload_optimizer": {"device": "cpu" if config.offload else "none"},
+            "memory_efficient_linear": False,  # would replace torch.nn.functional.linear for the whole process
         },
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -94,8 +98,7 @@ def _check(theirs: Json, ours: Json, path: str) -> None:
             raise UsageError(f"{path}: {key} = {_short(value)}: expected a JSON object. Correct it or remove the key")
         if key in REFUSED and _is_set(value):
             raise UsageError(f"{path}: {key} = {json.dumps(value)} is not supported: {REFUSED[key]}. Remove the key")
-        free = key in ("steps_per_print", "log_level")
-        if key in decided and value != decided[key] and not free:
+        if key in decided and key not in FREE and value != decided[key]:
             raise UsageError(_contradiction(path, key, value, decided[key]))
         if key in PLACES and key not in decided:
             raise UsageError(f"{path}: {key} = {_short(value)}, but {PLACES[key]} of the run decides. Remove the key")

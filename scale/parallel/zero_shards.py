@@ -22,8 +22,9 @@ class Fragment:
     numel: int
     offset: int
 
-    def of(self, buffer: Tensor) -> Tensor:
+    def of(self, buffer: Tensor | None) -> Tensor:
         """This fragment's part of a buffer that is laid out like `flat`."""
+        assert buffer is not None
         return buffer.detach().view(-1).narrow(0, self.start, self.numel)
 
     @property
