@@ -12,8 +12,11 @@ from scale.config.run import Fp8Config
 from scale.errors import MissingExtra, UsageError
 from scale.models import fp8
 from scale.models.adapters import add_adapter
-from scale.models.fp8 import backend, candidates, convert, matrix_shapes
+from scale.models.fp8 import backend, candidates, convert, exact_products, matrix_shapes
 from scale.models.fp8_speed import Timing, speedup
+from scale.models.leak import refuse_leaks
+from scale.objectives.causal_lm import CausalLM
+from scale.objectives.root import Root
 from tests.models.test_build import tiny
 
 pytest.importorskip("torchao")
@@ -152,3 +155,19 @@ def test_speedup_weighs_each_shape_by_how_often_it_occurs():
     assert (slow.speedup, fast.speedup) == (0.5, 2.0)
     assert speedup([slow, fast]) == pytest.approx(13 / 11)
     assert speedup([slow]) == 0.5 and speedup([]) == 1.0
+
+
+def test_a_probe_for_leaks_sees_exact_products():
+    """Documents share the scales of their rows, so that FP8 alone looks like a leak; a real one still shows."""
+    _, rounded, _ = pair()
+    root = Root(rounded, CausalLM())
+    with pytest.raises(UsageError, match="see each other"):
+        refuse_leaks(root, 100)
+    before = rounded(input_ids=IDS, use_cache=False).logits
+    with exact_products(rounded):
+        refuse_leaks(root, 100)
+        crossing = lambda model, batch: model(input_ids=batch["input_ids"], use_cache=False).logits  # noqa: E731
+        root.objective.logits = crossing
+        with pytest.raises(UsageError, match="see each other"):
+            refuse_leaks(root, 100)
+    assert torch.equal(rounded(input_ids=IDS, use_cache=False).logits, before)
