@@ -10,7 +10,9 @@ SIGNALS=0                              # how many signals have been handled
 say() { echo "slurm: $(date '+%F %T') $*"; }
 
 scale_job() {
-  export PYTHON=${PYTHON:-$SCALE_HOME/.venv/bin/python}
+  PYTHON=${PYTHON:-$SCALE_HOME/.venv/bin/python}
+  if [[ ! -x $PYTHON ]]; then PYTHON=$(command -v python3); fi
+  export PYTHON
   RUNS=$("$PYTHON" -m scale.cluster.runs_folder "$@") # a wrong config ends the job here, with exit code 2
   mkdir -p "$RUNS"
   plan_job
@@ -115,6 +117,7 @@ requeue() {
     say "SCALE_MAX_RESTARTS = $MAX_RESTARTS reached: not requeued; submit again to go on"
   else
     say "requeued"
+    trap '' TERM USR1 # Slurm now ends what is left of this start
     scontrol requeue "$SLURM_JOB_ID"
   fi
   exit "$EXIT_STOPPED"

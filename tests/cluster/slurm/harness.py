@@ -95,11 +95,11 @@ class Cluster:
         """What scontrol knows about a job, by field."""
         return _fields(self.run("scontrol", "--oneliner", "show", "job", str(number)).stdout)
 
-    def wait_for(self, number: int, *states: str, timeout: float = 240) -> Fields:
+    def wait_for(self, number: int, *states: str, timeout: float = 400) -> Fields:
         """Wait until the job is in one of the states; its fields."""
         return self.wait_until(number, lambda job: job["JobState"] in states, timeout)
 
-    def wait_until(self, number: int, ready: Callable[[Fields], bool], timeout: float = 240) -> Fields:
+    def wait_until(self, number: int, ready: Callable[[Fields], bool], timeout: float = 400) -> Fields:
         """Wait until `ready` holds for the job's fields; fails with the job's output if it ends before."""
         deadline = time.monotonic() + timeout
         while not ready(job := self.job(number)):
