@@ -20,7 +20,7 @@ from tests.parallel.zero_parts import llama
 @pytest.fixture(scope="module", params=[2, 3])
 def core(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("core")
-    ranks = run_ranks("tests.parallel.zero_parts:core", timeout=500, stage=request.param, folder=str(folder))
+    ranks = run_ranks("tests.parallel.zero_saved:core", timeout=500, stage=request.param, folder=str(folder))
     return request.param, ranks, folder
 
 
@@ -87,7 +87,7 @@ def test_states_of_one_process_and_of_several_are_the_same(core):
     assert saved["names"][0] == saved["names"][1] and saved["dtypes"] == ["torch.float32"]
     assert saved["into_single"] == pytest.approx(saved["single"], rel=1e-5)
     assert saved["from_single"] == pytest.approx(saved["single"], rel=1e-5)
-    (alone,) = run_ranks("tests.parallel.zero_parts:alone", world_size=1, stage=stage, folder=str(folder))
+    (alone,) = run_ranks("tests.parallel.zero_saved:alone", world_size=1, stage=stage, folder=str(folder))
     assert alone == pytest.approx(saved["single"], rel=1e-5)
 
 
