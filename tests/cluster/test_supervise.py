@@ -102,6 +102,7 @@ def test_killed_rank_is_named_though_another_one_spoke(launch: Callable[..., sub
     assert err[-1].startswith("scale: error: rank 1: killed by SIGKILL")
 
 
+@pytest.mark.slow
 def test_silent_rank(launch: Callable[..., subprocess.Popen[str]]) -> None:
     code, _, err = ended(launch("silent"))
     assert code == 1
@@ -165,6 +166,7 @@ def two_nodes(launch: Callable[..., subprocess.Popen[str]], mode: str) -> list[s
     return [launch(mode, *common, "--node-rank", str(node)) for node in (0, 1)]
 
 
+@pytest.mark.slow
 def test_two_nodes(launch: Callable[..., subprocess.Popen[str]]) -> None:
     results = [ended(process) for process in two_nodes(launch, "ok")]
     assert [code for code, _, _ in results] == [0, 0]
@@ -180,6 +182,7 @@ def test_two_nodes_start_again_together(launch: Callable[..., subprocess.Popen[s
     ]
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_node_stops_both(launch: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
     both = two_nodes(launch, f"stop,{tmp_path}")
     pids(tmp_path, 4)
@@ -187,6 +190,7 @@ def test_a_signal_to_one_node_stops_both(launch: Callable[..., subprocess.Popen[
     assert [ended(process)[0] for process in both] == [75, 75]
 
 
+@pytest.mark.slow
 def test_a_node_that_never_comes(launch: Callable[..., subprocess.Popen[str]]) -> None:
     alone = ["--nodes", "2", "--host", "127.0.0.1", "--port", str(free_port()), "--join-seconds", "2"]
     for node in ("0", "1"):  # 0 waits for others, 1 too, as the address is this machine's
