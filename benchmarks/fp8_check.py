@@ -91,7 +91,8 @@ def compare(args: argparse.Namespace, steps: int, emulate: bool) -> tuple[list[R
             trainer = build_trainer(config)
             if precision == "bf16":
                 asked = matrix_shapes(trainer.model, config.compute.fp8), 8192, config.compute.fp8
-            trainer.fit()
+            if (outcome := trainer.fit()) != "completed":
+                raise ScaleError(f"the run in {precision} was {outcome}")
             losses[precision] = read_losses(trainer.folder.path)
     name = f"{Path(args.config).stem}, quick" if args.quick else Path(args.config).stem
     how = "emulated" if emulate else "in hardware"

@@ -155,7 +155,7 @@ def to_fp8(config: PretrainRun, model: Model, choices: Choices) -> Choices:
     """Convert the model's matrices if fp8 was chosen; the choice then says how many."""
     if choices.precision.value != "fp8":
         return choices
-    converted = convert(model.module, config.compute.fp8)
+    converted = convert(model.module, config.compute.fp8, fp8_gather=choices.strategy.value == "fsdp")
     return replace(choices, precision=Choice("fp8", f"{choices.precision.reason}; {converted}"))
 
 

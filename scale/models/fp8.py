@@ -120,7 +120,10 @@ def exact_products(model: nn.Module) -> Iterator[None]:
 
 def _plain(module: Any, x: Tensor) -> Tensor:
     bias = module.bias if module.bias is not None and module.bias.numel() else None  # te's is empty where there is none
-    return F.linear(x, module.weight, bias)
+    weight = module.weight
+    if hasattr(weight, "to_original_precision"):  # gathered in FP8
+        weight = weight.to_original_precision()
+    return F.linear(x, weight, bias)
 
 
 def convert_torchao(model: nn.Module, config: Fp8Config, names: set[str], fp8_gather: bool = False) -> None:
