@@ -16,6 +16,7 @@ def serve_store(port: int, wait: timedelta) -> TCPStore:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((ADDRESS, port))
+        listener.listen()  # two sockets may be bound to a port at once, but only one listens
     except OSError:
         listener.close()
         raise
