@@ -3,7 +3,7 @@
 # and calls `scale_job CONFIG key=value ...`. docs/slurm.md describes it and the variables that may be set.
 
 readonly EXIT_FAILED=1 EXIT_STOPPED=75 # scale/errors.py; 75: stopped on request, after writing a checkpoint
-readonly LAST_WORDS=45                 # seconds that nodes have to end after the first of them did
+readonly LAST_WORDS=90                 # seconds that nodes have to end after the first did; launchers need up to 75
 readonly ANSWER_WITHIN=60              # seconds in which a living node starts a step
 SIGNALS=0                              # how many signals have been handled
 
