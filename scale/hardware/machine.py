@@ -66,7 +66,7 @@ def detect(device: str = "auto", index: int | None = None) -> Hardware:
         capability = (facts.major, facts.minor)
         return Hardware("cuda", facts.name, facts.total_memory, _cores(), capability, torch.cuda.device_count())
     if device == "mps":
-        return Hardware("mps", f"{_cpu_name()} GPU", torch.mps.recommended_max_memory(), _cores())
+        return Hardware("mps", "Apple GPU", torch.mps.recommended_max_memory(), _cores())
     return Hardware(device, _cpu_name(), host_memory(), _cores())
 
 
