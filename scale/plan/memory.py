@@ -52,7 +52,7 @@ class Memory:
 class _Peak(MemTracker):
     """Follows the sum of the parts that are on the GPU, and reads torch's own categories as ours."""
 
-    on_gpu = PARTS
+    on_gpu: tuple[str, ...] = PARTS
     optimizer_states = 0
     highest = -1
     at_highest: dict[str, int] = {}

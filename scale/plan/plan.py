@@ -12,7 +12,7 @@ from torch import nn
 
 from scale.config import PretrainRun
 from scale.hardware import Hardware
-from scale.models.size import Size, flops_per_token, model_size
+from scale.models.size import Size, experts_of, flops_per_token, model_size
 from scale.parallel.ranks import Ranks
 from scale.plan.fake import fake_ranks, fake_tensors, fake_weights
 from scale.plan.inputs import length
@@ -153,9 +153,7 @@ def measure(settled: Settled, size: Size, say: Say) -> Memory:
 
 
 def active_parameters(model: nn.Module, config: Any, total: int) -> int:
-    """Parameters that one token meets: of `num_local_experts` (or `num_experts`) only `num_experts_per_tok`."""
-    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
-    if not experts:
-        return total
-    routed = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
-    return total - routed + routed * config.num_experts_per_tok // experts
+    """Parameters that one token meets: of the experts of each layer only those it visits."""
+    experts, visited = experts_of(config)
+    routed = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name) if experts else 0
+    return total - routed + routed * visited // max(experts, 1)

@@ -1,0 +1,120 @@
+"""The bill as a whole: numbers by hand, advice that holds, errors that name the fix, JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from scale.cli.main import main
+from scale.config import load_config
+from scale.plan import plan as planning
+from scale.plan.advice import advise
+from scale.plan.plan import make_plan
+from scale.plan.settle import planned
+
+Make = Callable[..., Path]
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert main(["plan", *words]) == 2
+    return capsys.readouterr().err
+
+
+def test_json_adds_up(make_config: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [str(make_config()), "--gpus", "4", "--gpu", "h100", "--mfu", "0.5", "--json"]
+    assert main(["plan", *words]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found.keys() == {"name", "gpus", "gpu", "parameters", "choices", "batch", "memory", "run", "advice"}
+    vocabulary = 320
+    layer = 32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 48 + 2 * 32
+    total = vocabulary * 32 + 2 * layer + 32
+    assert found["parameters"] == {"total": total, "trainable": total, "active": total}
+    assert found["choices"]["strategy"] == "fsdp" and found["choices"]["precision"] == "bf16"
+    assert found["batch"]["micro"] * found["batch"]["accumulation"] * 4 == found["batch"]["rows"] == 8
+    memory, run = found["memory"], found["run"]
+    assert memory["peak"] == sum(memory["at_peak"].values()) and memory["fits"] and found["advice"] == []
+    matrices = total - 5 * 32
+    per_token = 6 * matrices + 12 * 2 * 2 * 16 * 64
+    assert run["flops_per_token"] == per_token
+    assert run["flops"] == pytest.approx(per_token * 20 * 8 * 64)
+    assert run["days"] == pytest.approx(run["flops"] / (4 * 989e12 * 0.5) / 86_400)
+    assert run["gpu_hours"] == pytest.approx(run["days"] * 24 * 4)
+
+
+def test_table_says_what_it_holds(make_config: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(make_config()), "--gpus", "1", "--gpu", "l4"]) == 0
+    out = capsys.readouterr().out
+    for word in ("parameters", "micro-batch", "weights", "activations", "peak", "fits", "traced", "GPU-hours"):
+        assert word in out
+
+
+def test_gpus_that_do_not_divide_the_rows(make_config: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    text = error_of(capsys, str(make_config(batch={"sequences": 12})), "--gpus", "5", "--gpu", "h100")
+    assert "--gpus 4 or --gpus 6" in text and "batch.sequences=10 or batch.sequences=15" in text
+
+
+def test_unknown_card_lists_cards(make_config: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    text = error_of(capsys, str(make_config()), "--gpus", "1", "--gpu", "h1000")
+    assert "h1000" in text and "h100" in text and "4090" in text
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["--gpus", "0", "--gpu", "h100"], "--gpus 0"),
+    (["--gpus", "1", "--gpu", "h100", "--mfu", "1.5"], "--mfu 1.5"),
+    (["--gpus", "1", "--gpu", "v100"], "bf16"),
+    (["--gpus", "2", "--gpu", "h100", "compute.strategy=single"], "single"),
+])  # fmt: skip
+def test_bad_arguments(make_config: Make, capsys: pytest.CaptureFixture[str], words: list[str], said: str) -> None:
+    assert said in error_of(capsys, str(make_config()), *words)
+
+
+def test_epochs_need_the_data_and_then_follow_them(make_config: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    path = make_config(train={"epochs": 2})
+    assert "train.tokens=" in error_of(capsys, str(path), "--gpus", "1", "--gpu", "h100")
+    from scale.build import build_trainer
+    from scale.data.prepare import prepare
+
+    config = load_config(path)
+    prepare(config.data, progress=False)
+    made = make_plan(config, 1, planned("h100"))
+    assert made.steps == build_trainer(config).loop.settings.steps
+    assert 0.5 < made.fill < 1
+
+
+def test_advice_names_knobs_that_fit(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card of a few MiB: the knobs are real, and a plan made with one says the same peak."""
+    config = load_config(make_config(), ["batch.micro=8", "compute.recompute=off", "compute.loss=full"])
+    card = planned("h100")
+    whole = make_plan(config, 1, card)
+    share = 0.6 * whole.memory.peak / card.memory
+    monkeypatch.setattr(planning, "USABLE", share)
+    refused = make_plan(config, 1, card)
+    assert not refused.fits
+    knobs = advise(refused)
+    fitting = [knob for knob in knobs if knob.fits]
+    assert fitting and knobs[0].change.startswith("batch.micro=")
+    again = make_plan(
+        load_config(make_config(), ["compute.recompute=off", "compute.loss=full", knobs[0].change]), 1, card
+    )
+    assert again.memory.peak == knobs[0].peak and again.fits == knobs[0].fits
+
+
+def test_deepspeed_is_computed(make_config: Make) -> None:
+    words = ["compute.strategy=deepspeed", "compute.deepspeed.stage=2"]
+    made = make_plan(load_config(make_config(), words), 4, planned("h100"))
+    total = made.size.total
+    assert made.memory.held == {"weights": 2 * total, "gradients": total, "optimizer": 3 * total}
+    assert made.memory.method.startswith("computed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["7b", "gpt_oss_20b"])
+def test_large_models_on_many_ranks(preset: str) -> None:
+    config = load_config("configs/pretrain/7b.yaml", [f"model.preset={preset}"])
+    made = make_plan(config, 1024, planned("h100"))
+    print(made.to_json()["memory"])
+    assert made.memory.held["weights"] == pytest.approx(4 * made.size.total / 1024, rel=0.02)
+    assert made.fits
