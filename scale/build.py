@@ -142,7 +142,7 @@ def build_trainer(
     )
     if not config.data.cross_documents:
         with exact_products(model.module):
-            refuse_leaks(trainer.root, model.config.vocab_size)
+            refuse_leaks(trainer.unwrapped, model.config.vocab_size, trainer.root)
     return trainer
 
 

@@ -84,7 +84,8 @@ class Trainer:
         self.seed = seed
         self.checkpoint = checkpoint or CheckpointConfig()
         self.config_text, self.assets, self.settled = config_text, assets, dict(settled or {})
-        self.root = self.strategy.prepare(Root(model, objective), optim, weights)
+        self.unwrapped = Root(model, objective)
+        self.root = self.strategy.prepare(self.unwrapped, optim, weights)
         self.recorder: RunRecorder | Bystander = Bystander(dict(facts or {}))
         if self.ranks.rank == 0:
             self.recorder = RunRecorder(self.folder, monitors, dict(facts or {}), flops_per_token, peak_flops)
