@@ -33,6 +33,8 @@ class Task:
     command: list[str]
     """For the Python interpreter."""
     environment: dict[str, str]
+    address: str
+    """Of its machine."""
     ranks_here: int
     logs: Path
     """Folder in the run folder to which the output of ranks other than 0 goes in the end."""
@@ -60,18 +62,18 @@ class RankActor:
         threading.Thread(target=self._watch_driver, daemon=True).start()
 
     def where(self) -> dict[str, Any]:
-        """Node, its address, a free port there, and the GPUs that Ray gave this actor."""
+        """Node, a free port there, and the GPUs that Ray gave this actor."""
         with socket.socket() as probe:
             probe.bind(("", 0))
             port = probe.getsockname()[1]
         context = ray.get_runtime_context()
         gpus = [str(gpu) for gpu in context.get_accelerator_ids().get("GPU", [])]
-        return {"node": context.get_node_id(), "ip": ray.util.get_node_ip_address(), "port": port, "gpus": gpus}
+        return {"node": context.get_node_id(), "port": port, "gpus": gpus}
 
     def run(self, task: Task) -> Result:
         """The rank, from start to end."""
         outcome, log = self.private / "outcome.json", self.private / f"rank-{task.rank}.log"
-        interface = interface_of(ray.util.get_node_ip_address())
+        interface = interface_of(task.address)
         added = rank_environment(os.environ, task.ranks_here, task.logs, interface)
         control = {"SCALE_OUTCOME": str(outcome), "SCALE_STOP_FILE": str(self.stop_file)}
         with log.open("wb") as file:
@@ -89,14 +91,14 @@ class RankActor:
         said = None if written is None else (written.exit_code, written.text, written.lost)
         return Result(task.rank, code, self._keep(log, task), said)
 
-    def poll(self, offset: int, stop: bool) -> bytes:
-        """What the rank printed from `offset` on. Tells the actor that its driver lives, and the rank to stop."""
+    def poll(self, offset: int | None, stop: bool) -> bytes:
+        """What the rank printed from `offset` on, if asked. Shows that the driver lives, and may tell the rank to stop."""
         self.heard = time.monotonic()
         if stop:
             self.stop_file.touch()
-        for log in self.private.glob("rank-*.log"):
+        for log in self.private.glob("rank-*.log") if offset is not None else ():
             with log.open("rb") as file:
-                file.seek(offset)
+                file.seek(offset or 0)
                 return file.read(1 << 20)
         return b""
 

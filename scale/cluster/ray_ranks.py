@@ -168,7 +168,9 @@ class _Cluster:
 
         from scale.cluster.ray_actor import Task
 
-        places = ray.get([actor.where.remote() for actor in actors])
+        # by these addresses the machines of the cluster reach each other
+        addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
+        places = [place | {"ip": addresses[place["node"]]} for place in ray.get([a.where.remote() for a in actors])]
         # ranks of a machine are neighbours
         order = sorted(
             range(self.ranks), key=lambda index: (places[index]["node"] != places[0]["node"], places[index]["node"])
@@ -182,7 +184,7 @@ class _Cluster:
         pending = {}
         for rank, (actor, environment) in enumerate(zip(actors, _environments(places), strict=True)):
             here = nodes[places[rank]["node"]]
-            task = Task(rank, command, environment, here, logs, self.path.absolute())
+            task = Task(rank, command, environment, places[rank]["ip"], here, logs, self.path.absolute())
             pending[actor.run.remote(task)] = rank
         say(f"{self.ranks} ranks on {len(nodes)} machines; what ranks other than 0 print: {logs} in the end")
         return self._wait(actors, pending, str(logs))
@@ -222,9 +224,7 @@ class _Cluster:
         import ray
         from ray.exceptions import RayError
 
-        texts = [
-            actor.poll.remote(offset if rank == 0 else 1 << 60, self.stop.asked) for rank, actor in enumerate(actors)
-        ]
+        texts = [actor.poll.remote(offset if rank == 0 else None, self.stop.asked) for rank, actor in enumerate(actors)]
         with suppress(RayError):  # a dead actor shows in its `run`
             text = ray.get(texts[0], timeout=30)
             sys.stdout.buffer.write(text)

@@ -146,6 +146,6 @@ def test_ray_job_stop_leaves_a_checkpoint(head: dict[str, str], make_config: Cal
     subprocess.run(submit, env=head, check=True, capture_output=True, timeout=120)
     wait_for(lambda: (run / "metrics.jsonl").exists() and len(metrics_of(run)) > 3)
     subprocess.run([RAY, "job", "stop", "stopped"], env=head, check=True, capture_output=True, timeout=120)
-    wait_for(lambda: json.loads((run / "run_state.json").read_text())["status"] == "stopped")
+    wait_for(lambda: json.loads((run / "run_state.json").read_text())["status"] == "paused")
     assert list((run / "checkpoints").glob("step*"))
     wait_for(lambda: not rank_process(config, 0) and not rank_process(config, 1))
