@@ -77,7 +77,7 @@ preflight() {
 
 train() {
   # shellcheck disable=SC2016 # SLURM_NODEID differs from node to node
-  watch on_nodes --ntasks-per-node=1 --wait="$LAST_WORDS" \
+  watch on_nodes --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --wait="$LAST_WORDS" \
     bash -c 'exec "$0" --node-rank "$SLURM_NODEID" "$@"' "$SCALE_HOME/launch/torchrun.sh" \
     --nodes "$SLURM_JOB_NUM_NODES" --host "$HOST" --port "$PORT" --ranks-per-node "$RANKS_PER_NODE" "$@"
   local ended=$CODE
@@ -96,7 +96,7 @@ train() {
 
 nodes_answer() {
   watch timeout --foreground "$ANSWER_WITHIN" \
-    srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --overlap --output=/dev/null true
+    srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --overlap true
   ((CODE == 0))
 }
 

@@ -49,8 +49,7 @@ def why_not() -> str | None:
 class Cluster:
     """Two nodes of 4 CPUs and 4 pretended GPUs; partitions `low` (default) and `high`, whose jobs preempt those of `low`."""
 
-    def __init__(self, controller: str = "preempt_send_user_signal") -> None:
-        self.controller = controller
+    def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="slurm_"))
         self.env = os.environ | {"SLURM_CONF": str(self.folder / "slurm.conf")}
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
@@ -143,6 +142,7 @@ class Cluster:
             ["unshare", "-n", "-p", "-f", "--mount-proc", "bash", "-c", NETWORK],
             stdin=subprocess.PIPE,  # closed when this process dies, however it dies: then the first process inside ends
             stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
         )
         assert self.space.stdout is not None and self.space.stdout.readline() == b"ready\n"
         self.init = _child_of(self.space.pid)
@@ -176,12 +176,7 @@ class Cluster:
         (run / "munge.key").write_bytes(secrets.token_bytes(1024))
         for gpu in range(GPUS):
             (run / f"gpu{gpu}").touch()
-        text = CONFIG.format(
-            folder=self.folder,
-            host=socket.gethostname().split(".")[0],
-            port=CONTROLLER_PORT,
-            controller=self.controller,
-        )
+        text = CONFIG.format(folder=self.folder, host=socket.gethostname().split(".")[0], port=CONTROLLER_PORT)
         for i, name in enumerate(NODES):
             text += NODE.format(name=name, host=socket.gethostname().split(".")[0], port=FIRST_NODE_PORT + i, gpus=GPUS)
         (self.folder / "slurm.conf").write_text(text)
@@ -214,7 +209,7 @@ ReturnToService=2
 SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-SlurmctldParameters={controller}
+SlurmctldParameters=preempt_send_user_signal
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 SlurmdTimeout=300

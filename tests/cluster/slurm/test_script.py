@@ -70,6 +70,7 @@ def wait_for_line(path: Path, start: str, count: int = 1) -> None:
         ([], 4, "4"),  # --exclusive alone: all there are
         (["--gpus-per-node=0"], 1, "none"),
         (["--nodes=1", "--gpus-per-node=1"], 1, "1"),
+        (["--ntasks-per-node=2", "--gpus-per-node=2"], 2, "2"),
     ],
 )
 def test_one_rank_for_each_gpu(options, ranks, gpus, cluster, submit, tmp_path):
