@@ -15,12 +15,22 @@ from torch.nn.utils import clip_grad_norm_
 from benchmarks.work import Clock, Run, Work
 from scale.api import build_trainer
 from scale.data.rows import IGNORE
-from scale.protocols import Batch, Group, StepReport
+from scale.protocols import Group, StepReport
+
+MODES = {"off": None, "default": None, "max-autotune": "max-autotune-no-cudagraphs"}
+"""compute.compile in torch's words."""
+Summed = Callable[[Work, nn.Module, Tensor, Tensor, Tensor], Tensor]
+"""The summed loss of a micro-batch on the device: (work, model, ids, positions, targets)."""
 
 
 def bare(work: Work, folder: Path) -> Run:
     """What one would write by hand; never waits for the device."""
-    model, clock = work.model(), Clock(work)
+    return plain_loop(work, work.model(), summed_loss)
+
+
+def plain_loop(work: Work, model: nn.Module, summed: Summed) -> Run:
+    """Forward, loss, backward, clip, AdamW, schedule, zero_grad."""
+    clock = work.clock()
     losses: list[Tensor] = []
     optimizer, schedule = work.optimizer(model)
     for group in work.groups:
@@ -28,7 +38,10 @@ def bare(work: Work, folder: Path) -> Run:
         count = sum(int((batch["targets"] != IGNORE).sum()) for batch in group.batches)
         total = torch.zeros((), device=work.device)
         for batch in group.batches:
-            loss = _loss(work, model, batch, count)
+            given = (
+                batch[name].to(work.device, non_blocking=True) for name in ("input_ids", "position_ids", "targets")
+            )
+            loss = summed(work, model, *given) / count
             loss.backward()
             total += loss.detach()
         if work.config.optim.clip > 0:
@@ -41,13 +54,13 @@ def bare(work: Work, folder: Path) -> Run:
     return clock.run(losses)
 
 
-def _loss(work: Work, model: nn.Module, batch: Batch, count: int) -> Tensor:
-    on_device = {name: tensor.to(work.device, non_blocking=True) for name, tensor in batch.items()}
+def summed_loss(work: Work, model: nn.Module, ids_BL: Tensor, position_BL: Tensor, targets_BL: Tensor) -> Tensor:
+    """Cross-entropy of all logits in fp32, for a Hugging Face model."""
     with torch.autocast(work.device.type, torch.bfloat16, enabled=work.precision == "bf16"):
-        out = model(input_ids=on_device["input_ids"], position_ids=on_device["position_ids"], use_cache=False)
-        logits_TV = out.logits.float().flatten(0, 1)
-        targets_T = on_device["targets"].flatten()
-        return F.cross_entropy(logits_TV, targets_T, ignore_index=IGNORE, reduction="sum") / count
+        logits_BLV = model(input_ids=ids_BL, position_ids=position_BL, use_cache=False).logits
+        return F.cross_entropy(
+            logits_BLV.float().flatten(0, 1), targets_BL.flatten(), ignore_index=IGNORE, reduction="sum"
+        )
 
 
 class _StepBegins(transformers.TrainerCallback):
@@ -80,7 +93,7 @@ def huggingface(work: Work, folder: Path) -> Run:
     position of every row. `labels` must be there too, or no loss and no token count is made. Optimizer and schedule
     are passed in, because Trainer's own would decay the embeddings and start its warm-up at zero.
     """
-    model, clock = work.model(), Clock(work)
+    model, clock = work.model(), work.clock()
     micro = [
         {
             "input_ids": batch["input_ids"],
@@ -102,6 +115,8 @@ def huggingface(work: Work, folder: Path) -> Run:
             train_sampling_strategy="sequential",
             max_grad_norm=work.config.optim.clip,
             bf16=work.precision == "bf16",
+            torch_compile=work.compile != "off",
+            torch_compile_mode=MODES[work.compile],
             use_cpu=work.device.type == "cpu",
             dataloader_pin_memory=work.device.type == "cuda",
             remove_unused_columns=False,
@@ -123,7 +138,7 @@ def huggingface(work: Work, folder: Path) -> Run:
     return clock.run(losses.tolist())
 
 
-class _Watched:
+class Watched:
     """A source that tells the clock when a step begins and keeps the losses it hears of."""
 
     def __init__(self, draw: Callable[[], Group], clock: Clock):
@@ -163,8 +178,8 @@ def scale_stream(work: Work, folder: Path) -> Run:
 
 def _fit(work: Work, folder: Path, draw: Callable[[Any], Callable[[], Group]]) -> Run:
     trainer = build_trainer(work.config.model_copy(update={"runs_dir": str(folder)}))
-    clock = Clock(work)
-    watched = _Watched(draw(trainer), clock)
+    clock = work.clock()
+    watched = Watched(draw(trainer), clock)
     trainer.source = trainer.loop.source = watched
     trainer.fit()
     return clock.run(watched.losses)

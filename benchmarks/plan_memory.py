@@ -38,6 +38,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=8, help="rows of 2048 tokens in a step")
     parser.add_argument("--micro", type=int, default=4, help="rows in a micro-batch")
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of plan_memory.csv")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         print("no GPU: nothing to compare a plan with")
@@ -46,7 +47,7 @@ def main() -> int:
     for model in args.models:
         for mode, compute in MODES.items():
             rows += _compare(model, mode, compute, args)
-    write_csv(RESULTS / "plan_memory.csv", rows, this_machine("cuda"))
+    write_csv(args.out / "plan_memory.csv", rows, this_machine("cuda"))
     print_table(rows, "peak memory of a step, planned over measured")
     return 0
 

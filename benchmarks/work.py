@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,10 +20,11 @@ from scale.train.schedule import lr_factor
 
 @dataclass
 class Run:
-    """What a loop did: the loss of every step, and the seconds of the steps on the clock."""
+    """What a loop did: the loss of every step, the seconds of the steps on the clock, and of each where it was timed."""
 
     losses: list[float]
     seconds: float
+    steps: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -37,6 +38,7 @@ class Work:
     device: torch.device
     precision: str
     warm_up: int
+    compile: str = "off"
 
     @property
     def timed_tokens(self) -> int:
@@ -46,6 +48,10 @@ class Work:
     def spoiled(self) -> Work:
         """The same with the batches in reverse: other data."""
         return replace(self, groups=self.groups[::-1])
+
+    def clock(self) -> Clock:
+        """What a loop tells of its steps."""
+        return Clock(self)
 
     def model(self) -> nn.Module:
         """A fresh model with the common initial weights, in training mode."""
