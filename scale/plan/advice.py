@@ -8,6 +8,7 @@ from typing import Any
 
 from scale.config import PretrainRun
 from scale.errors import UsageError
+from scale.models.size import experts_of
 from scale.plan.memory import HELD
 from scale.plan.plan import Plan, Say, make_plan
 
@@ -47,6 +48,12 @@ def _alone(plan: Plan) -> Iterator[tuple[dict[str, Any], int]]:
     """Config values and number of GPUs of each knob alone."""
     config, gpus, choices = plan.settled.config, plan.settled.gpus, plan.settled.choices
     sharded = choices.strategy.value == "fsdp"
+    experts, _ = experts_of(plan.settled.model.config)
+    if sharded and config.compute.fsdp.shard == "all" and 0 < experts < gpus and gpus % experts == 0:
+        yield (
+            {"compute.fsdp.shard": experts},
+            gpus,
+        )  # FSDP2 cuts by experts and pads: further ranks hold, and send, nothing
     micro = _smaller_micro(plan)
     if micro is not None:
         yield {"batch.micro": micro}, gpus
