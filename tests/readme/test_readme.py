@@ -55,6 +55,33 @@ def test_make_targets_exist():
         assert subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True).returncode == 0, target
 
 
+def scripts() -> list[list[str]]:
+    """Commands of all pages that run a file of the repository, from that file on."""
+    found = []
+    for command in (c for page in PAGES for c in commands(page)):
+        at = [i for i, word in enumerate(command) if word.startswith(("launch/", "slurm/", "benchmarks/"))]
+        found += [command[at[0] :]] if at else []
+    return found
+
+
+def test_scripts_that_pages_name_exist_and_answer():
+    assert {"launch/torchrun.sh", "launch/preflight.py", "launch/ray_train.py"} <= {c[0] for c in scripts()}
+    for name in sorted({command[0] for command in scripts()}):
+        assert (ROOT / name).is_file(), name
+        if name.startswith("launch/"):
+            runner = ["bash"] if name.endswith(".sh") else [sys.executable]
+            done = subprocess.run([*runner, name, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+            assert done.returncode == 0 and "example" in done.stdout.lower(), done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_the_launch_of_the_readme_trains(elsewhere):
+    (command,) = [c for c in commands("README.md") if c[0] == "launch/torchrun.sh"]
+    done = subprocess.run(["bash", str(ROOT / command[0]), *command[1:]], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "completed: step 20 of 20" in done.stdout
+
+
 def test_the_demo_does_what_its_target_says():
     """`make demo` itself installs; its verbs run above with fewer steps. Here: it ends with the check of the export."""
     plan = subprocess.run(["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True).stdout
