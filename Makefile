@@ -5,7 +5,7 @@ DEMO := runs/demo
 EXPORT := exports/demo
 PYTEST := $(BIN)/python -m pytest -n 2
 
-.PHONY: demo test test-slow test-all lint format bench docs clean
+.PHONY: demo test test-slow test-all lint format bench bench-gpu docs clean
 
 demo: .venv/core
 	$(BIN)/scale train configs/demo.yaml
@@ -34,6 +34,9 @@ format: .venv/dev
 
 bench: .venv/dev
 	$(BIN)/python benchmarks/train_step.py
+
+bench-gpu: .venv/dev
+	PYTHON=$(BIN)/python benchmarks/gpu_suite.sh
 
 docs: .venv/dev
 	$(BIN)/python -m scale.config.reference > docs/configuration.md

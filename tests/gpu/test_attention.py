@@ -47,7 +47,7 @@ def test_a_document_is_scored_as_if_alone(attention):
         crossing["position_ids"] = torch.arange(LENGTH, device=DEVICE)[None]
         seen = root(crossing).per_segment[0, 1]
         assert root(row(long)).per_segment.isfinite().all()
-    near = 1e-5 if precision == "fp32" else 1e-3
+    near = 3e-5 if precision == "fp32" else 1e-3
     assert float(second) == pytest.approx(float(alone), rel=near) and float(again) == pytest.approx(
         float(alone), rel=near
     )
@@ -58,5 +58,5 @@ def test_losses_are_those_of_a_cpu(attention):
     if DEVICE == "cpu" and attention == "flex_attention":
         pytest.skip("torch has no backward pass for it on a CPU")
     precision = "bf16" if attention == "flash_attention_2" else "fp32"
-    tolerance = 1e-2 if precision == "bf16" else 1e-4
+    tolerance = 1e-2 if precision == "bf16" else 5e-4
     assert single(DEVICE, precision, attention=attention) == pytest.approx(single("cpu"), rel=tolerance)

@@ -12,7 +12,7 @@ pytestmark = GPU
 
 def test_one_rank_is_like_one_device():
     ran = run_ranks("tests.gpu.ranks:with_fsdp", 1, device=DEVICE)[0]
-    assert ran["fsdp"] == pytest.approx(ran["single"], rel=1e-5)
+    assert ran["fsdp"] == pytest.approx(ran["single"], rel=1e-4)
 
 
 @pytest.mark.skipif(DEVICE == "cuda" and torch.cuda.device_count() < 2, reason="needs 2 GPUs")
