@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ def start(ranks: Ranks) -> Any:
     os.environ["DS_ACCELERATOR"] = kind  # read once, when deepspeed is imported
     os.environ.setdefault("LOCAL_RANK", str(ranks.local_rank))  # which it insists on
     ranks.need_group()
+    # torch's new names for what DeepSpeed calls: a line for every exchange
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     try:
         import deepspeed
         from deepspeed.ops import __compatible_ops__ as buildable

@@ -10,9 +10,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,56 +45,57 @@ def run_ranks(target: str, world_size: int = 2, timeout: float = 240, **argument
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "tests.distributed.harness", target, json.dumps(arguments), folder]
-        processes = [
-            subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env=rank_env(rank, world_size, port),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for rank in range(world_size)
-        ]
-        try:
-            outputs = [process.communicate(timeout=timeout)[0] for process in processes]
-        finally:
-            for process in processes:
-                process.kill()
-        for rank, process in enumerate(processes):
-            assert process.returncode == 0, f"rank {rank} exited with {process.returncode}:\n" + "\n".join(
-                f"--- rank {r} ---\n{text[-4000:]}" for r, text in enumerate(outputs)
+        started = [_start(command, rank_env(rank, world_size, port)) for rank in range(world_size)]
+        results = end(started, timeout)
+        for rank, (code, _) in enumerate(results):
+            assert code == 0, f"rank {rank} exited with {code}:\n" + "\n".join(
+                f"--- rank {r} ---\n{text[-4000:]}" for r, (_, text) in enumerate(results)
             )
         return [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(world_size)]
 
 
-def start_train(arguments: Sequence[Sequence[str]], **environment: str) -> list[subprocess.Popen[str]]:
+class Started(NamedTuple):
+    """A process and the file that its output goes to (a pipe that nobody reads would fill up and block it)."""
+
+    process: subprocess.Popen[bytes]
+    output: IO[bytes]
+
+    def said(self) -> str:
+        self.output.seek(0)
+        return self.output.read().decode(errors="replace")
+
+
+def _start(command: Sequence[str], environment: Mapping[str, str]) -> Started:
+    output = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process object
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    return Started(process, output)
+
+
+def start_train(arguments: Sequence[Sequence[str]], **environment: str) -> list[Started]:
     """Start `scale train` in one process for each list of arguments, as the ranks of one run."""
     port, world_size = free_port(), len(arguments)
     alone = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     return [
-        subprocess.Popen(
+        _start(
             [sys.executable, "-m", "scale.cli.main", "train", *words],
-            cwd=ROOT,
-            env=(rank_env(rank, world_size, port) if world_size > 1 else alone) | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
+            (rank_env(rank, world_size, port) if world_size > 1 else alone) | environment,
         )
         for rank, words in enumerate(arguments)
     ]
 
 
-def end(processes: Sequence[subprocess.Popen[str]], timeout: float = 240) -> list[tuple[int, str]]:
+def end(started: Sequence[Started], timeout: float = 240) -> list[tuple[int, str]]:
     """Exit code and output of each process; what is still there after `timeout` seconds in all is killed and fails."""
     deadline = time.monotonic() + timeout
     try:
-        outputs = [process.communicate(timeout=max(1.0, deadline - time.monotonic()))[0] for process in processes]
+        for one in started:
+            one.process.wait(max(1.0, deadline - time.monotonic()))
     finally:
-        for process in processes:
-            process.kill()
-    return [(process.returncode, output) for process, output in zip(processes, outputs, strict=True)]
+        for one in started:
+            one.process.kill()
+    return [(one.process.returncode, one.said()) for one in started]
 
 
 def train(path: Path, world_size: int, *overrides: str) -> None:

@@ -64,15 +64,15 @@ def test_a_busy_run_folder(config: Path) -> None:
     lines = said(results)
     assert len(lines) == 1 and "is working in this run folder" in lines[0]
     assert [code for code, _ in results] == [2, 2]
-    first[0].kill()
-    first[0].wait()
+    first[0].process.kill()
+    first[0].process.wait()
 
 
 def test_a_killed_rank_ends_the_others(config: Path, tmp_path: Path) -> None:
     outcome = tmp_path / "outcome.json"
     processes = start_train([[str(config), "train.steps=100000"]] * 2, SCALE_OUTCOME=str(outcome))
     wait_for(lambda: steps_of(config) >= 3)
-    processes[1].kill()
+    processes[1].process.kill()
     results = end(processes, timeout=60)
     note = json.loads(outcome.read_text())
     assert results[0][0] == note["exit_code"] == 1 and "lost contact with another rank" in note["text"]
@@ -83,10 +83,10 @@ def test_a_killed_rank_ends_the_others(config: Path, tmp_path: Path) -> None:
 def test_a_hung_rank_ends_the_others(config: Path) -> None:
     processes = start_train([[str(config), "train.steps=100000", "compute.timeout=10"]] * 2)
     wait_for(lambda: steps_of(config) >= 3)
-    processes[1].send_signal(signal.SIGSTOP)
-    code, output = processes[0].communicate(timeout=60)[0], ""
-    processes[1].kill()
-    assert processes[0].returncode == 1 and "lost contact with another rank" in code + output
+    processes[1].process.send_signal(signal.SIGSTOP)
+    (result,) = end(processes[:1], timeout=60)
+    processes[1].process.kill()
+    assert result[0] == 1 and "lost contact with another rank" in said([result])[0]
 
 
 def test_a_stop_file_stops_all_ranks_after_a_checkpoint(config: Path, tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_stop_file_stops_all_ranks_after_a_checkpoint(config: Path, tmp_path: 
 def test_a_signal_to_one_rank_stops_all(config: Path) -> None:
     processes = start_train([[str(config), "train.steps=100000"]] * 2)
     wait_for(lambda: steps_of(config) >= 3)
-    os.kill(processes[1].pid, signal.SIGUSR1)
+    os.kill(processes[1].process.pid, signal.SIGUSR1)
     assert [code for code, _ in end(processes, timeout=60)] == [75, 75]
 
 
@@ -117,7 +117,7 @@ def test_out_of_memory_on_one_rank_ends_all_and_asks_for_a_smaller_start(config:
     processes = start_train([[str(config), *wide]] * 2, SCALE_OUTCOME=str(outcome))
     folder = config.parent / "runs" / "tiny"
     wait_for(lambda: (folder / "run_state.json").exists())
-    limit_memory(processes[1].pid, 64 << 20)
+    limit_memory(processes[1].process.pid, 64 << 20)
     results = end(processes, timeout=120)
     assert results[1][0] == 76, results[1][1][-2000:]
     assert json.loads(outcome.read_text())["exit_code"] == 76

@@ -44,8 +44,8 @@ def kill_once(arguments: list[str], folder: Path, who: list[int], during_save: b
     goal, first = rng.randint(1, 6), None
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
-        for process in processes:
-            assert process.poll() is None, process.communicate()[0][-3000:]
+        for one in processes:
+            assert one.process.poll() is None, one.said()[-3000:]
         if during_save and first is not None and rows(folder) != first and half_written(folder):
             time.sleep(rng.uniform(0, 0.02))
             break
@@ -57,7 +57,7 @@ def kill_once(arguments: list[str], folder: Path, who: list[int], during_save: b
             break
         time.sleep(0.0005)
     for rank in who:
-        processes[rank].kill()
+        processes[rank].process.kill()
     saving = bool(half_written(folder))
     for rank, (code, output) in enumerate(end(processes, timeout=120)):
         assert code == (-9 if rank in who else 1), output[-3000:]
