@@ -60,7 +60,8 @@ def test_no_speed_where_the_gate_fails(broken, monkeypatch):
     assert row.metric == "not measured" and row.unit.startswith("wrong losses") and row.n == 0
 
 
-def test_whole_run_in_processes_of_their_own(tmp_path, capfd):
+def test_whole_run_in_processes_of_their_own(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(throughput, "MORE", [])
     out = tmp_path / "out"
     code = throughput.main(["--tiny", "--out", str(out), "--layouts", "packed", "--providers", "bare", TITAN])
     shown = capfd.readouterr().out
