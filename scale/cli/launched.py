@@ -33,6 +33,7 @@ class Launcher:
     def __init__(self) -> None:
         name = os.environ.get("SCALE_OUTCOME")
         self.outcome = Path(name) if name else None
+        self.alone = os.environ.get("WORLD_SIZE", "1") == "1"
 
     def exit_code(self, code: int) -> int:
         """The exit code for the process: 0 also for a stop on request, or torchrun would kill the ranks that still write."""
@@ -59,8 +60,6 @@ class Launcher:
 @contextmanager
 def told_to_launcher() -> Iterator[Launcher]:
     """Whatever ends the rank, its launcher knows."""
-    from scale.parallel.ranks import first_to_fail  # torch: only where it is needed anyway
-
     launcher = Launcher()
     if launcher.outcome is not None:
         die_with(os.getppid())
@@ -70,7 +69,7 @@ def told_to_launcher() -> Iterator[Launcher]:
         launcher.tell(error.exit_code, str(error))
         raise
     except ScaleError as error:
-        first = first_to_fail(str(error))
+        first = launcher.alone or _first_to_fail(str(error))
         launcher.tell(error.exit_code, error_line(error), lost=isinstance(error, LostRank))
         if not first:
             raise Elsewhere(str(error), error.exit_code) from None
@@ -80,3 +79,9 @@ def told_to_launcher() -> Iterator[Launcher]:
             EXIT_FAILED, " ".join(f"rank {os.environ.get('RANK', '0')}: {type(error).__name__}: {error}".split())
         )
         raise
+
+
+def _first_to_fail(text: str) -> bool:
+    from scale.parallel.ranks import first_to_fail  # torch: a mistake in the config shows without waiting for it
+
+    return first_to_fail(text)

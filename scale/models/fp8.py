@@ -94,7 +94,9 @@ def convert(model: nn.Module, config: Fp8Config, fp8_gather: bool = False) -> Co
         )
     which = backend(config)
     if which is None:
-        raise MissingExtra(f"compute.precision = 'fp8' (backend {config.backend})", "fp8")
+        raise MissingExtra(
+            f"compute.precision = 'fp8' (backend {config.backend})", "te" if config.backend == "te" else "fp8"
+        )
     if which == "te":
         _convert_te(model, config, chosen)
     else:
