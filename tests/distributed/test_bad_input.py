@@ -45,9 +45,17 @@ def said(results: list[tuple[int, str]]) -> list[str]:
         pytest.param([["compute.device=cuda"]] * 2, ["compute.device = 'cuda'"], id="no GPU"),
         pytest.param([["compute.fsdp.shard=3"]] * 2, ["compute.fsdp.shard = 3"], id="shards"),
         pytest.param([["optim.kind=adamw8bit"]] * 2, ["optim.kind = 'adamw8bit'"], id="optimizer"),
+        pytest.param([["compute.precision=fp8"]] * 2, ["compute.precision = 'fp8'"], id="FP8"),
+        pytest.param(
+            [["compute.strategy=deepspeed", "compute.deepspeed.config=ds.json"]] * 2,
+            ["ds.json", "zero_optimization.stage", "2", "3"],
+            id="DeepSpeed JSON",
+        ),
     ],
 )
 def test_refused(config: Path, overrides: list[list[str]], fragments: list[str]) -> None:
+    (config.parent / "ds.json").write_text('{"zero_optimization": {"stage": 2}}')
+    overrides = [[word.replace("ds.json", str(config.parent / "ds.json")) for word in words] for words in overrides]
     results = end(start_train([[str(config), *words] for words in overrides]), timeout=60)
     lines = said(results)
     assert len(lines) == 1, lines
