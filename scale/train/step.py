@@ -192,12 +192,10 @@ class BackwardStepper:
             rng = _rng(self.strategy.ranks.device)
             try:
                 return run()
-            except (torch.OutOfMemoryError, RuntimeError) as error:
+            except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-                if (
-                    self.strategy.ranks.world_size > 1
-                ):  # the other ranks wait in collectives that this one will not join
+                if self.strategy.ranks.world_size > 1:  # the others wait in collectives that this rank will not join
                     raise OutOfMemory(
                         "out of memory: start again with smaller micro-batches (--split or batch.micro; launchers do it "
                         "by themselves), set compute.recompute=1 or use more GPUs"
@@ -232,8 +230,8 @@ def sum_of(tensors: Any) -> Tensor:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA raises its own class; a CPU allocator a RuntimeError that says so."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """CUDA raises its own class (a RuntimeError); a CPU allocator a RuntimeError that says so; Python a MemoryError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _rng(device: torch.device) -> list[Tensor]:
