@@ -113,7 +113,7 @@ class Trainer:
             lambda: self.checkpoints.poll(),
             judge(self.root) if judge else None,
             StepProfiler(profile, self.folder.profile, self.ranks.device) if profile and self.ranks.rank == 0 else None,
-            lambda: self.ranks.shorten_timeout(timeout),
+            lambda: self.ranks.set_timeout(timeout),
         )
 
     def fit(self) -> Outcome:

@@ -23,7 +23,7 @@ from scale.parallel import state
 from scale.parallel.compiling import compile_module
 from scale.parallel.muon import first_row
 from scale.parallel.optimizer import OptimizerSet
-from scale.parallel.ranks import Ranks
+from scale.parallel.ranks import FIRST_STEP_SECONDS, Ranks
 from scale.protocols import Observe, Shard, Shards, Update, Veto, Weights
 
 
@@ -108,6 +108,7 @@ class Fsdp:
             else:
                 shape = (self.copies, world_size // self.copies)
                 self._mesh = init_device_mesh(kind, shape, mesh_dim_names=("replicate", "shard"))
+            self.ranks.set_timeout(FIRST_STEP_SECONDS)
         return self._mesh
 
     @contextmanager

@@ -21,12 +21,13 @@ RENDEZVOUS_SECONDS = 50
 """How long to wait for the other ranks to appear; a dead rendezvous must show within a minute."""
 FIRST_STEP_SECONDS = 1800
 """How long a collective may take before the end of the first step: data are prepared, models compiled."""
+_BESIDE = "beside"
 
 
 class Ranks:
     """All processes of a run as seen by one of them. With `world_size` 1 nothing is ever exchanged.
 
-    What is exchanged beside tensors is JSON, never pickles. Every method but `rank == 0` questions is collective: each
+    What it exchanges beside tensors is JSON, never pickles. Every method but `rank == 0` questions is collective: each
     rank must call it, in the same order.
     """
 
@@ -45,7 +46,7 @@ class Ranks:
         """The same ranks with a channel of their own, for a background thread: exchanges do not get in each other's way."""
         if self.world_size == 1:
             return self
-        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=FIRST_STEP_SECONDS))
+        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=FIRST_STEP_SECONDS), group_desc=_BESIDE)
         return Ranks(self.rank, self.world_size, self.local_rank, self.device, group)
 
     def all_sum(self, values: Tensor) -> Tensor:
@@ -119,12 +120,15 @@ class Ranks:
                 world_size=1,
             )
 
-    def shorten_timeout(self, seconds: int) -> None:
-        """From now on a collective that takes longer than this fails: a rank is dead or hangs."""
+    def set_timeout(self, seconds: int) -> None:
+        """From now on a collective that takes longer than this fails: a rank is dead or hangs. Holds for every process
+        group that exists, also those of meshes and of DeepSpeed, but not for channels made by `beside`."""
         if self.world_size > 1:
-            from torch.distributed.distributed_c10d import _set_pg_timeout
+            from torch.distributed.distributed_c10d import _set_pg_timeout, _world
 
-            _set_pg_timeout(timedelta(seconds=seconds))
+            for group in _world.pg_map:
+                if group.group_desc != _BESIDE:
+                    _set_pg_timeout(timedelta(seconds=seconds), group)
 
 
 def join(device: str | None = "auto") -> Ranks:
@@ -153,7 +157,7 @@ def join(device: str | None = "auto") -> Ranks:
             f"(are all of them started, and is the address reachable?): {reason}"
         ) from None
     ranks = Ranks(rank, world_size, local_rank, place)
-    ranks.shorten_timeout(FIRST_STEP_SECONDS)
+    ranks.set_timeout(FIRST_STEP_SECONDS)
     return ranks
 
 

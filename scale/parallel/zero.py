@@ -16,7 +16,7 @@ from scale.errors import UsageError
 from scale.objectives.root import Root
 from scale.parallel.compiling import compile_module
 from scale.parallel.optimizer import adamw_groups
-from scale.parallel.ranks import Ranks
+from scale.parallel.ranks import FIRST_STEP_SECONDS, Ranks
 from scale.parallel.zero_config import deepspeed_json
 from scale.parallel.zero_place import place_parts, place_whole, start
 from scale.parallel.zero_root import Engined, TensorsOnly
@@ -77,6 +77,7 @@ class DeepSpeed:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise UsageError(f"{self.config.config}: DeepSpeed refuses {where}: {first['msg']}") from None
+        self.ranks.set_timeout(FIRST_STEP_SECONDS)
         return engine
 
     def _look_inside(self, model: nn.Module) -> None:

@@ -88,8 +88,11 @@ def test_a_killed_rank_ends_the_others(config: Path, tmp_path: Path) -> None:
     assert state["status"] == "failed"
 
 
-def test_a_hung_rank_ends_the_others(config: Path) -> None:
-    processes = start_train([[str(config), "train.steps=100000", "compute.timeout=10"]] * 2)
+@pytest.mark.parametrize("strategy", ["auto", pytest.param("deepspeed", marks=pytest.mark.slow)])
+def test_a_hung_rank_ends_the_others(config: Path, strategy: str) -> None:
+    """DeepSpeed, here with ZeRO-2, exchanges gradients in process groups of its own."""
+    words = ["train.steps=100000", "compute.timeout=10", f"compute.strategy={strategy}", "compute.deepspeed.stage=2"]
+    processes = start_train([[str(config), *words]] * 2)
     wait_for(lambda: steps_of(config) >= 3)
     processes[1].process.send_signal(signal.SIGSTOP)
     (result,) = end(processes[:1], timeout=60)

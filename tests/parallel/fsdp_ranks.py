@@ -14,7 +14,18 @@ from scale.models.leak import refuse_leaks
 from scale.objectives.root import Root
 from scale.parallel.fsdp import Fsdp
 from scale.parallel.single import Single
-from tests.parallel.lm import VOCAB, Rows, digests, edit, lora_model, meta_model, prepared, train, whole_loss
+from tests.parallel.lm import (
+    VOCAB,
+    Rows,
+    digests,
+    edit,
+    lora_model,
+    meta_model,
+    prepared,
+    timeouts,
+    train,
+    whole_loss,
+)  # fmt: skip
 from tests.train.parts import Squares, network
 
 STEPS = {"plain": 20}
@@ -70,11 +81,13 @@ def on_ranks(ranks, names):
 def all_on_two(ranks, folder):
     """One start of two processes for most tests of this file."""
     out = on_ranks(ranks, list(VARIANTS)) | {"edits": edits(ranks), "fill": fill(ranks)}
-    return out | {"whole": save_halfway(ranks, folder), "resumed": continue_from(ranks, folder)}
+    out |= {"whole": save_halfway(ranks, folder), "resumed": continue_from(ranks, folder)}
+    return out | {"timeouts": timeouts(ranks)}
 
 
 def all_on_four(ranks, folder):
-    return on_ranks(ranks, ["untied", "lora"]) | {"resumed": continue_from(ranks, folder)}
+    out = on_ranks(ranks, ["untied", "lora"]) | {"resumed": continue_from(ranks, folder)}
+    return out | {"timeouts": timeouts(ranks)}
 
 
 def edits(ranks):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import torch
+from torch.distributed.distributed_c10d import _world
 
 from scale.config.model import LoraConfig, ModelConfig
 from scale.config.optim import OptimConfig, ScheduleConfig, SpikeConfig
@@ -12,6 +13,7 @@ from scale.models.adapters import add_adapter
 from scale.models.build import build_model, materialise, model_config
 from scale.objectives.causal_lm import CausalLM
 from scale.objectives.root import Root
+from scale.parallel.ranks import FIRST_STEP_SECONDS
 from scale.protocols import Group
 from scale.train.step import BackwardStepper, StepSettings
 
@@ -108,3 +110,25 @@ def edit(strategy):
         for name, shard in shards.items():
             shard.param += delta(name, shard.global_shape)[shard.offset : shard.offset + len(shard.param)]
         return {name: [list(s.global_shape), s.offset, len(s.param), s.copies] for name, s in shards.items()}
+
+
+def timeouts(ranks):
+    """Ranks and seconds of every process group, as made and after `set_timeout(77)`; the channel beside comes last."""
+    before = _seconds()
+    beside = ranks.beside().group
+    ranks.set_timeout(77)
+    return {"before": before, "after": _seconds(besides=beside), "beside": _seconds_of(beside)}
+
+
+def check_timeouts(found):
+    """The long one before the first step is over, then the one asked for, except beside."""
+    assert {seconds for _, seconds in found["before"]} == {FIRST_STEP_SECONDS} == {found["beside"]}
+    assert {seconds for _, seconds in found["after"]} == {77}
+
+
+def _seconds(besides=None):
+    return sorted([group.size(), _seconds_of(group)] for group in _world.pg_map if group is not besides)
+
+
+def _seconds_of(group):
+    return group._get_backend(torch.device("cpu")).options._timeout.total_seconds()

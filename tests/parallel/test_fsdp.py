@@ -13,7 +13,7 @@ from scale.parallel.ranks import Ranks
 from scale.parallel.single import Single
 from tests.distributed.harness import run_ranks
 from tests.parallel.fsdp_ranks import FEWER, VARIANTS, continue_from, edits, on_one_device
-from tests.parallel.lm import VOCAB, digests, meta_model
+from tests.parallel.lm import VOCAB, check_timeouts, digests, meta_model
 from tests.train.parts import Squares, network
 
 
@@ -94,6 +94,9 @@ def test_bf16_follows_one_device(two):
 @pytest.mark.slow
 def test_copies_of_shards_on_four_ranks_are_like_one_device(ran, saved):
     four = run_ranks("tests.parallel.fsdp_ranks:all_on_four", 4, folder=saved)
+    for found in (rank["timeouts"] for rank in four):
+        check_timeouts(found)
+        assert {size for size, _ in found["before"]} == {2, 4}
     assert four[0]["resumed"] == pytest.approx(ran[0]["whole"], rel=1e-5)
     for name in ("untied", "lora"):
         single = on_one_device(name)
@@ -103,6 +106,12 @@ def test_copies_of_shards_on_four_ranks_are_like_one_device(ran, saved):
             assert all(copies == 2 for *_, copies in rank[name]["shards"].values())
         assert len({str(rank[name]["loss"]) for rank in four}) == 1
         assert abs(four[3]["untied"]["held"] - four[3]["untied"]["all"] / 2) < 0.05 * four[3]["untied"]["all"]
+
+
+def test_every_process_group_has_the_timeout_of_the_run(ran):
+    for found in (rank["timeouts"] for rank in ran):
+        check_timeouts(found)
+        assert {size for size, _ in found["before"]} == {1, 2}  # copies of one shard: a mesh with groups of its own
 
 
 def test_edited_masters_change_the_next_forward_as_on_one_device(ran):

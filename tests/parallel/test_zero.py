@@ -14,6 +14,7 @@ from scale.objectives.root import Root
 from scale.parallel.ranks import Ranks
 from scale.parallel.zero import DeepSpeed
 from tests.distributed.harness import run_ranks
+from tests.parallel.lm import check_timeouts
 from tests.parallel.zero_parts import llama
 
 
@@ -40,6 +41,12 @@ def test_steps_are_those_of_one_process(core):
     assert one["same_start"] and two["same_start"]
     assert one["losses"] == pytest.approx(one["expected"], rel=1e-5)
     assert one["norms"] == pytest.approx(one["expected_norms"], rel=1e-4) and max(one["norms"]) > 0.5  # some clipped
+
+
+def test_every_process_group_has_the_timeout_of_the_run(core):
+    for found in (rank["timeouts"] for rank in core[1]):
+        check_timeouts(found)
+        assert [size for size, _ in found["before"]].count(2) > 1, "DeepSpeed made no group of its own"
 
 
 def check_edit(ranks, names):

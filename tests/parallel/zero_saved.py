@@ -10,6 +10,7 @@ from scale.config.run import DeepSpeedConfig
 from scale.errors import ScaleError
 from scale.parallel.single import Single
 from scale.parallel.zero import DeepSpeed
+from tests.parallel.lm import timeouts
 from tests.parallel.zero_parts import Rows, edit, params, refuse_step, rows, run, same, stepper, train
 
 
@@ -103,4 +104,5 @@ def core(ranks, stage, folder):
         "edit": edit(make(), ranks),
         "refuse": refuse_step(make(), ranks),
         "saved": saved(make(), ranks, folder),
+        "timeouts": timeouts(ranks),
     }
