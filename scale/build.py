@@ -11,7 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from scale.checks import check_length, check_memory, check_plan, check_rows, check_same_everywhere, check_same_run
+from scale.checks import (
+    check_length,
+    check_memory,
+    check_plan,
+    check_rows,
+    check_same_device,
+    check_same_everywhere,
+    check_same_run,
+)
 from scale.choices import (
     Choices,
     Model,
@@ -62,7 +70,7 @@ def _fsdp(ranks: Ranks, compute: ComputeConfig, precision: str, compile: str) ->
 def _deepspeed(ranks: Ranks, compute: ComputeConfig, precision: str, compile: str) -> Strategy:
     from scale.parallel.zero import DeepSpeed
 
-    return DeepSpeed(ranks, compute.deepspeed, precision, compile)
+    return DeepSpeed(ranks, compute.deepspeed, precision)
 
 
 STRATEGIES = {"single": _single, "fsdp": _fsdp, "deepspeed": _deepspeed}
@@ -81,6 +89,7 @@ def build_trainer(
     ranks.lead(lambda: check_same_run(config, allow))
     monitors = make_monitors(config) if ranks.rank == 0 else []
     hardware = ranks.each(lambda: detect(config.compute.device))
+    check_same_device(hardware, ranks)
     ranks.each(lambda: ranks.place(hardware.device))
     if config.compute.threads:
         torch.set_num_threads(config.compute.threads)

@@ -45,13 +45,32 @@ def check_same_run(config: PretrainRun, allow: Sequence[str]) -> None:
 
 def check_same_everywhere(config: PretrainRun, ranks: Ranks) -> None:
     """Every rank must have been given the same config. Raises UsageError naming rank and keys. Collective."""
-    first = type(config).model_validate(ranks.gather(config.model_dump(mode="json"))[0])
+    own = config.compute.deepspeed.config
+    json = Path(own).read_text(encoding="utf-8", errors="replace") if own and Path(own).is_file() else None
+    content, first_json = ranks.gather([config.model_dump(mode="json"), json])[0]
+    first = type(config).model_validate(content)
 
     def compare() -> None:
+        if json != first_json:
+            raise UsageError(f"compute.deepspeed.config = {own!r}: has another content here than on rank 0")
         found = differences(first, config)
         if found:
             shown = "; ".join(f"{key} = {mine!r} here, {theirs!r} on rank 0" for key, (theirs, mine) in found.items())
             raise UsageError(f"another config: {shown} (start every rank with the same file and overrides)")
+
+    ranks.each(compare)
+
+
+def check_same_device(hardware: Hardware, ranks: Ranks) -> None:
+    """Decisions are rank 0's, so every rank needs a device of the same kind. Raises UsageError naming the rank. Collective."""
+    first = ranks.gather([hardware.device, list(hardware.capability or ()), hardware.name])[0]
+
+    def compare() -> None:
+        if [hardware.device, list(hardware.capability or ())] != first[:2]:  # CPUs may differ in their names
+            raise UsageError(
+                f"compute.device: {hardware.name} ({hardware.device}) here, {first[2]} ({first[0]}) on rank 0 (is the GPU "
+                "driver of this machine in order? launch/preflight.py --gpus names such machines)"
+            )
 
     ranks.each(compare)
 

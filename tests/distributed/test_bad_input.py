@@ -45,6 +45,11 @@ def said(results: list[tuple[int, str]]) -> list[str]:
         pytest.param([["compute.device=cuda"]] * 2, ["compute.device = 'cuda'"], id="no GPU"),
         pytest.param([["compute.fsdp.shard=3"]] * 2, ["compute.fsdp.shard = 3"], id="shards"),
         pytest.param([["optim.kind=adamw8bit"]] * 2, ["optim.kind = 'adamw8bit'"], id="optimizer"),
+        pytest.param(
+            [["compute.strategy=deepspeed", "compute.compile=default"]] * 2,
+            ["compute.compile = 'default'", "use fsdp"],
+            id="compiled DeepSpeed",
+        ),
         pytest.param([["compute.precision=fp8"]] * 2, ["compute.precision = 'fp8'"], id="FP8"),
         pytest.param(
             [["compute.strategy=deepspeed", "compute.deepspeed.config=ds.json"]] * 2,
