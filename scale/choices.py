@@ -128,7 +128,7 @@ def decide(
     choices = Choices(
         strategy=strategy,
         precision=precision,
-        compile=choose_compile(compute.compile, hardware),
+        compile=choose_compile(compute.compile, hardware, strategy.value),
         attention=attention,
         kernels=kernels,
         recompute=choose_recompute(compute.recompute, size.total),

@@ -143,6 +143,13 @@ def test_what_a_resumed_run_must_share(make_config: MakeConfig) -> None:
     }
 
 
+def test_a_decision_on_compiling_knows_the_strategy(make_config: MakeConfig) -> None:
+    config, deepspeed = load_config(make_config()), Choice("deepspeed", "asked for")
+    model = make_model(config)
+    assert decide(config, A100, model, Choice("sdpa", ""), deepspeed, 2).compile.value == "off"
+    assert decide(config, A100, model, Choice("sdpa", ""), SINGLE, 2).compile.value == "default"
+
+
 def test_strategy() -> None:
     assert [choose_strategy("auto", n).value for n in (1, 2)] == ["single", "fsdp"]
     with pytest.raises(UsageError, match="2 ranks were started"):

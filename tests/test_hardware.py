@@ -88,6 +88,17 @@ def test_compile(hardware: Hardware, mode: str) -> None:
         assert choose_compile(asked, hardware).value == asked
 
 
+def test_nothing_is_compiled_under_deepspeed() -> None:
+    for hardware in (H100, CPU):
+        for asked in ("auto", "off"):
+            assert choose_compile(asked, hardware, "deepspeed").value == "off"
+        assert "DeepSpeed" in choose_compile("auto", hardware, "deepspeed").reason
+        assert choose_compile("default", hardware, "fsdp").value == "default"
+        for asked in ("default", "max-autotune"):
+            with pytest.raises(UsageError, match=rf"compute\.compile = '{asked}': not with .*deepspeed.* \(use fsdp"):
+                choose_compile(asked, hardware, "deepspeed")
+
+
 @pytest.mark.parametrize("hardware", MODERN)
 def test_attention_of_packed_documents_on_a_gpu(hardware: Hardware, packages: set[str]) -> None:
     assert choose_attention("auto", hardware).value == "flex_attention"

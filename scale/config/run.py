@@ -69,7 +69,7 @@ class ComputeConfig(Strict):
     faster on this model's matrices, else bf16 where the device computes it natively, else fp32."""
     fp8: Fp8Config = Fp8Config()
     compile: Literal["auto", "off", "default", "max-autotune"] = "auto"
-    """torch.compile of the model; max-autotune leaves CUDA graphs out (row lengths change)."""
+    """torch.compile of the model; max-autotune leaves CUDA graphs out (row lengths change). Not under deepspeed."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flex_attention"] = "auto"
     """Attention implementation of the Hugging Face model. auto: by device, model and mask."""
     kernels: Literal["auto", "off", "liger"] = "auto"

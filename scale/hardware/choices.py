@@ -55,10 +55,17 @@ def choose_precision(asked: str, hardware: Hardware, emulate: bool = False, spee
     return Choice("fp32", f"{hardware.device}: exact, and no autocast overhead on small models")
 
 
-def choose_compile(asked: str, hardware: Hardware) -> Choice:
-    """off, default or max-autotune."""
+def choose_compile(asked: str, hardware: Hardware, strategy: str = "single") -> Choice:
+    """off, default or max-autotune. Raises UsageError for compiling under deepspeed."""
+    if strategy == "deepspeed" and asked not in ("auto", "off"):
+        raise UsageError(
+            f"compute.compile = {asked!r}: not with compute.strategy=deepspeed, whose hooks inside the model are compiled "
+            "anew again and again (use fsdp, or compute.compile=off)"
+        )
     if asked != "auto":
         return Choice(asked, "asked for")
+    if strategy == "deepspeed":
+        return Choice("off", "DeepSpeed's hooks inside the model cannot be compiled")
     if hardware.device == "cuda":
         if hardware.capability is not None and hardware.capability >= (9, 0):
             return Choice("max-autotune", "capability 9.0 or more")

@@ -14,7 +14,6 @@ from scale.config.optim import OptimConfig
 from scale.config.run import DeepSpeedConfig
 from scale.errors import UsageError
 from scale.objectives.root import Root
-from scale.parallel.compiling import compile_module
 from scale.parallel.optimizer import adamw_groups
 from scale.parallel.ranks import FIRST_STEP_SECONDS, Ranks
 from scale.parallel.zero_config import deepspeed_json
@@ -31,11 +30,11 @@ class DeepSpeed:
     Raises UsageError for options that do not fit, and for a `config.config` that contradicts them.
     """
 
-    def __init__(self, ranks: Ranks, config: DeepSpeedConfig, precision: str = "fp32", compile: str = "off"):
+    def __init__(self, ranks: Ranks, config: DeepSpeedConfig, precision: str = "fp32"):
         if precision not in ("fp32", "bf16"):
             raise UsageError(f"compute.precision = {precision!r}: strategy deepspeed computes in bf16 or fp32")
         self.json = deepspeed_json(config, precision)
-        self.ranks, self.config, self.precision, self.compile = ranks, config, precision, compile
+        self.ranks, self.config, self.precision = ranks, config, precision
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
 
     def prepare(self, root: nn.Module, optim: OptimConfig | None, weights: Weights | None) -> nn.Module:
@@ -68,7 +67,6 @@ class DeepSpeed:
     def _start_engine(self, deepspeed: Any, root: Root, optimizer: torch.optim.Optimizer | None) -> Any:
         from pydantic import ValidationError
 
-        compile_module(root.called(), self.compile)
         try:
             engine, *_ = deepspeed.initialize(
                 model=TensorsOnly(root), optimizer=optimizer, config=self.json, dist_init_required=False
@@ -93,7 +91,6 @@ class DeepSpeed:
         self._place(root.model, weights)
         if self.config.stage == 3:
             return Engined(self._start_engine(deepspeed, root, None)).eval()
-        compile_module(root.called(), self.compile)
         for param in root.parameters():
             param.data = param.data.to(self.dtype)
         return root.eval()
