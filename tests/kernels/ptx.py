@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,15 +27,22 @@ class Compiled:
 
 
 def compile_for(
-    capability: int, kernel: Any, signature: dict[str, str], constants: dict[str, Any], **options: Any
+    capability: int,
+    kernel: Any,
+    signature: dict[str, str],
+    constants: dict[str, Any],
+    aligned: Iterable[int] = (),
+    **options: Any,
 ) -> Compiled:
     """`kernel` compiled for compute capability 80 or 90.
 
     `signature` gives the type of every argument ("*fp32", "*i64", "i32", "constexpr"), `constants` the values of the
-    constexprs; `options` are those of a launch (num_warps, enable_fp_fusion ...).
+    constexprs; pointers at the places `aligned` are multiples of 16 bytes; `options` are those of a launch (num_warps,
+    enable_fp_fusion ...).
     """
     full = {name: signature.get(name, "constexpr") for name in kernel.arg_names}
-    source = ASTSource(fn=kernel, signature=full, constexprs=constants)
+    known = {(place,): [["tt.divisibility", 16]] for place in aligned}
+    source = ASTSource(fn=kernel, signature=full, constexprs=constants, attrs=known)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     ptx = compiled.asm["ptx"]
     registers, spills = _assemble(ptx, capability, options.get("enable_fp_fusion", True))

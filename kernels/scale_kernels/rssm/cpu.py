@@ -8,12 +8,14 @@ buffers made once, so that no step allocates, slices or concatenates.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from scale_kernels.rssm.weights import RssmWeights, action_gates
 
-_softplus = torch._C._nn.softplus  # torch.nn.functional.softplus without `out=` allocates
+_softplus: Any = torch._C._nn.softplus  # torch.nn.functional.softplus without `out=` allocates
 
 
 def rollout_cpu(

@@ -27,6 +27,14 @@ class Launch:
     num_warps: int
 
     @property
+    def options(self) -> dict[str, int | bool]:
+        """For the compiler. Left alone, ptxas saves registers for a second program per processor, and spills.
+
+        Fusing is said because Triton 3.10 changes its default.
+        """
+        return {"num_warps": self.num_warps, "maxnreg": 255, "enable_fp_fusion": True}
+
+    @property
     def block(self) -> int:
         return int(self.constants["BLOCK"])
 
@@ -35,7 +43,7 @@ def choose(weights: RssmWeights, paths: int, shared: int, processors: int) -> La
     """The launch for `paths` per member on a GPU with `shared` bytes of shared memory a block and so many processors.
 
     fp32 products are exact FMAs, whose block may be as small as one path: the smallest that leaves no processor with
-    two programs, up to 8. bf16 products are tensor core tiles, 16 paths wide. Weights stay on the chip if they fit.
+    two programs, up to 8. bf16 products are tiles of tensor cores, 8 or 16 paths wide. Weights stay on the chip if they fit.
     Raises ValueError beyond the sizes the kernel was made for.
     """
     H, Z, O = weights.hidden, weights.latent, weights.outputs  # noqa: E741
@@ -46,8 +54,8 @@ def choose(weights: RssmWeights, paths: int, shared: int, processors: int) -> La
     half = weights.dtype == torch.bfloat16
     size = (3 * HP * (HP + ZP) + 2 * ZP * HP + OP * (HP + ZP)) * (2 if half else 4)
     resident = size <= min(148 * KIB if half else 100 * KIB, shared * 9 // 10)
-    block = 16 if half else 1
-    while block < 8 and weights.members * triton.cdiv(paths, block) > processors:
+    block, largest = (8, 16) if half else (1, 8)
+    while block < largest and weights.members * triton.cdiv(paths, block) > processors:
         block *= 2
     constants: dict[str, int | str] = {"H": H, "Z": Z, "O": O, "HP": HP, "ZP": ZP, "OP": OP, "BLOCK": block}
     constants |= {"CHUNK": 64 if shared >= 112 * KIB else 32, "PRECISION": "ieee"}
@@ -63,9 +71,8 @@ def rollout_triton(
     weights: RssmWeights, h0_EPH: Tensor, z0_EPZ: Tensor, actions: Tensor, eps_TEPZ: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `scale_kernels.rssm.rollout`; shapes are not checked here. Raises ValueError as `choose` does."""
-    device = torch.cuda.get_device_properties(h0_EPH.device)
-    P = h0_EPH.shape[1]
-    launch = choose(weights, P, device.shared_memory_per_block_optin, device.multi_processor_count)
+    device = triton.runtime.driver.active.utils.get_device_properties(h0_EPH.device.index)
+    launch = choose(weights, h0_EPH.shape[1], device["max_shared_mem"], device["multiprocessor_count"])
     with torch.cuda.device(h0_EPH.device):
         return run(launch, weights, h0_EPH, z0_EPZ, actions, eps_TEPZ)
 
@@ -85,6 +92,6 @@ def run(
         gates, w["w_ih"], w["w_hh"], w["b_hh"], w["prior_weight"], w["prior_bias"], w["head_weight"], w["head_bias"],
         h0_EPH.contiguous(), z0_EPZ.contiguous(), eps_TEPZ.contiguous(), outputs_TEPO, h_EPH, z_EPZ, scratch,
         T, E, P, w["w_ih"].shape[2], gates.stride(0), gates.stride(1), gates.stride(2) if actions.ndim == 4 else 0,
-        weights.min_std, **launch.constants, num_warps=launch.num_warps,
+        weights.min_std, **launch.constants, **launch.options,
     )  # fmt: skip
     return outputs_TEPO, h_EPH, z_EPZ

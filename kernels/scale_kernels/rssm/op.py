@@ -27,7 +27,9 @@ def rollout(
     if h0_EPH.dtype != torch.float32 or weights.dtype not in allowed:
         names = " or ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
         place = h0_EPH.device.type
-        raise ValueError(f"rssm: on {place} states are float32 and weights {names}, not {h0_EPH.dtype}, {weights.dtype}")
+        raise ValueError(
+            f"rssm: on {place} states are float32 and weights {names}, not {h0_EPH.dtype}, {weights.dtype}"
+        )
     given = (*weights.tensors().values(), h0_EPH, z0_EPZ, actions, eps_TEPZ)
     if torch.is_grad_enabled() and any(x.requires_grad for x in given):
         raise ValueError("rssm: rollout has no backward pass: use rollout_reference, or call it under torch.no_grad()")

@@ -66,7 +66,7 @@ def _new_hidden(reset, update, new_in, new_hidden, h):
 def rollout_resident(
     gates, w_ih, w_hh, b_hh, w_prior, b_prior, w_head, b_head, h0, z0, eps, outputs, h_out, z_out, scratch,
     steps, members, paths, input_width, gate_step, gate_member, gate_path, min_std,
-    H: tl.constexpr, Z: tl.constexpr, O: tl.constexpr, HP: tl.constexpr, ZP: tl.constexpr, OP: tl.constexpr,
+    H: tl.constexpr, Z: tl.constexpr, O: tl.constexpr, HP: tl.constexpr, ZP: tl.constexpr, OP: tl.constexpr,  # noqa: E741
     BLOCK: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """All weights are loaded before the first step and stay in registers and shared memory."""
@@ -123,7 +123,7 @@ def rollout_resident(
 def rollout_streaming(
     gates, w_ih, w_hh, b_hh, w_prior, b_prior, w_head, b_head, h0, z0, eps, outputs, h_out, z_out, scratch,
     steps, members, paths, input_width, gate_step, gate_member, gate_path, min_std,
-    H: tl.constexpr, Z: tl.constexpr, O: tl.constexpr, HP: tl.constexpr, ZP: tl.constexpr, OP: tl.constexpr,
+    H: tl.constexpr, Z: tl.constexpr, O: tl.constexpr, HP: tl.constexpr, ZP: tl.constexpr, OP: tl.constexpr,  # noqa: E741
     BLOCK: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Weights are read again in every step, `CHUNK` by `CHUNK` of them at a time, from L2.
