@@ -27,6 +27,7 @@ from scale.choices import (
     choose_code,
     choose_strategy,
     decide,
+    held_by_device,
     measured_precision,
     settled,
     to_fp8,
@@ -53,7 +54,7 @@ from scale.objectives.causal_lm import CausalLM
 from scale.parallel.ranks import Ranks, join
 from scale.parallel.single import Single
 from scale.protocols import Monitor, Strategy
-from scale.train.facts import BatchShape, run_facts, total_steps
+from scale.train.facts import BatchShape, memory_facts, run_facts, total_steps
 from scale.trainer import Trainer
 
 
@@ -99,7 +100,8 @@ def build_trainer(
     strategy_choice = ranks.each(lambda: choose_strategy(config.compute.strategy, ranks.world_size))
     prepared = prepare_together(config, ranks)
     model = ranks.each(lambda: make_model(config, prepared, attention.value, lazy=ranks.world_size > 1))
-    ranks.each(lambda: check_memory(model_size(model.module), hardware, ranks.world_size))
+    size = model_size(model.module)
+    ranks.each(lambda: check_memory(size, config, strategy_choice.value, hardware, ranks.world_size))
 
     def decided() -> dict[str, Any]:
         precision = measured_precision(config, hardware, model, strategy_choice)
@@ -115,7 +117,7 @@ def build_trainer(
     fill = planner.fill()
     steps = total_steps(config, sum(order.positions for order in planner.orders), fill)
     ranks.each(lambda: check_plan(config, steps, any(documents.tokens for documents in prepared.valid)))
-    flops = partial(flops_per_token, model_size(model.module), model.config)
+    flops = partial(flops_per_token, size, model.config)
     make = STRATEGIES[choices.strategy.value]
     strategy = ranks.each(lambda: make(ranks, config.compute, choices.precision.value, choices.compile.value))
     objective = CausalLM(loss=choices.loss.value, one_row=choices.attention.value == "flash_attention_2")
@@ -172,7 +174,11 @@ def gather_facts(
         **{name.replace("_", " "): str(choice) for name, choice in vars(choices).items()},
         "training tokens": sum(documents.tokens for documents in prepared.train),
         "held-out tokens": sum(documents.tokens for documents in prepared.valid),
-        **run_facts(config, model_size(model.module), flops, shape, steps, fill, activation_bytes(model, choices)),
+        **run_facts(config, model_size(model.module), flops, shape, steps, fill),
+        **memory_facts(
+            held_by_device(config, model, choices, shape.world_size),
+            activation_bytes(model, choices) * shape.micro_rows * config.data.seq_len,
+        ),
     }
 
 

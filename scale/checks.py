@@ -9,8 +9,9 @@ from scale.config import PretrainRun, differences, flatten, load_config
 from scale.errors import UsageError
 from scale.hardware import Hardware
 from scale.models.build import model_config
-from scale.models.size import Size, state_bytes
+from scale.models.size import Size
 from scale.monitor.run_folder import RunFolder
+from scale.parallel.footprint import footprint
 from scale.parallel.ranks import Ranks
 from scale.train.schedule import warmup_steps
 
@@ -103,15 +104,31 @@ def check_length(config: PretrainRun) -> None:
         raise UsageError(f"data.seq_len = {config.data.seq_len}: the model's max_position_embeddings is {longest}")
 
 
-def check_memory(size: Size, hardware: Hardware, world_size: int) -> None:
-    """Raises UsageError where even weights and gradients (fp32), shared among the ranks, are more than a device has."""
-    need = state_bytes(size, 0) // world_size
+def check_memory(size: Size, config: PretrainRun, strategy: str, hardware: Hardware, world_size: int) -> None:
+    """Raises UsageError where even weights and gradients, as the strategy shares and offloads them, are more than a device
+    has."""
+    held = footprint(size, config.compute, config.optim.kind, strategy, world_size, config.compute.precision)
+    need = held.weights + held.gradients
     if need > hardware.memory:
         share = "" if world_size == 1 else f" on each of {world_size} ranks"
         raise UsageError(
             f"model: the weights and gradients of {size.total:,} parameters take {need / 2**30:,.0f} GiB{share}, but "
-            f"{hardware.name} has {hardware.memory / 2**30:,.0f} GiB (use a smaller model or a larger device)"
+            f"{hardware.name} has {hardware.memory / 2**30:,.0f} GiB (use {_smaller(config, strategy, hardware)})"
         )
+
+
+def _smaller(config: PretrainRun, strategy: str, hardware: Hardware) -> str:
+    """What would take less memory."""
+    compute, ways = config.compute, ["a smaller model", "a larger device"]
+    if strategy == "fsdp" and compute.fsdp.shard != "all":
+        ways.insert(0, "compute.fsdp.shard=all")
+    if strategy == "fsdp" and hardware.device != "cpu":
+        ways.insert(0, "compute.fsdp.offload=true")
+    if strategy == "deepspeed" and compute.deepspeed.stage == 2:
+        ways.insert(0, "compute.deepspeed.stage=3")
+    if strategy == "deepspeed" and not compute.deepspeed.offload:
+        ways.insert(0, "compute.deepspeed.offload=true")
+    return f"{', '.join(ways[:-1])} or {ways[-1]}"
 
 
 def check_plan(config: PretrainRun, steps: int, held_out: bool) -> None:

@@ -30,8 +30,9 @@ from scale.models.fp8 import backend, convert, matrix_shapes
 from scale.models.fp8_speed import measure, speedup
 from scale.models.heads import obstacle
 from scale.models.kernels import apply_liger, liger_knows
-from scale.models.size import activation_bytes_per_token, model_size, state_bytes
+from scale.models.size import activation_bytes_per_token, model_size
 from scale.monitor.run_folder import RunFolder
+from scale.parallel.footprint import Footprint, footprint
 from scale.protocols import Weights
 
 NO_KERNELS = Choice("off", "not asked for")
@@ -147,8 +148,14 @@ def decide(
 
 
 def _micro_rows(config: PretrainRun, hardware: Hardware, model: Model, choices: Choices, world_size: int) -> Choice:
-    rows, states = config.rows_per_step // world_size, state_bytes(model_size(model.module), 2) // world_size
+    rows, states = config.rows_per_step // world_size, held_by_device(config, model, choices, world_size).device
     return choose_micro_rows(rows, config.data.seq_len, activation_bytes(model, choices), states, hardware)
+
+
+def held_by_device(config: PretrainRun, model: Model, choices: Choices, world_size: int) -> Footprint:
+    """Estimated weights, gradients and moments on one device under these choices."""
+    size, strategy, precision = model_size(model.module), choices.strategy.value, choices.precision.value
+    return footprint(size, config.compute, config.optim.kind, strategy, world_size, precision)
 
 
 def to_fp8(config: PretrainRun, model: Model, choices: Choices) -> Choices:

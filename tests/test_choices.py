@@ -90,6 +90,18 @@ def test_large_vocabularies_are_chunked_and_do_not_count_in_the_micro_batch(make
         decide(capped, A100, Model(nn.Linear(2, 2), None, make_model(auto).config), Choice("sdpa", ""), SINGLE, 1)
 
 
+def test_micro_batch_leaves_room_for_what_a_device_holds(make_config: MakeConfig) -> None:
+    """25,760 parameters at 16 bytes: whole, halved by two ranks, on the host. A row's activations take 163,840 bytes, and
+    may fill half of the rest of 1.33 MB: 2.8, 3.4 and 4.06 rows."""
+    card = Hardware("cuda", H100.name, 1_330_000, 16, (9, 0), 8)
+
+    def rows(strategy: str, **compute: Any) -> str:
+        config = load_config(make_config(compute={"loss": "chunked", **compute}, batch={"sequences": 120}))
+        return decide(config, card, make_model(config), Choice("sdpa", ""), Choice(strategy, ""), 2).micro_rows.value
+
+    assert [rows("fsdp", fsdp=fsdp) for fsdp in ({"shard": 1}, {}, {"offload": True})] == ["2", "3", "4"]
+
+
 def test_fp8_by_measurement(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config(make_config(compute={"fp8": {"smallest": 32}}))
     model, asked = make_model(config), []

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 from transformers import LlamaConfig
 
 from scale.errors import MissingExtra, UsageError
@@ -28,7 +27,7 @@ from scale.hardware import (
     sum_dtype,
 )
 from scale.hardware.machine import group_limits
-from scale.models.size import activation_bytes_per_token, model_size, state_bytes
+from scale.models.size import activation_bytes_per_token
 
 GIB = 2**30
 A100 = Hardware("cuda", "NVIDIA A100-SXM4-80GB", 80 * GIB, 16, (8, 0))
@@ -285,15 +284,6 @@ def test_this_machine_and_a_device_that_is_not_there() -> None:
         assert detect() == found
         with pytest.raises(UsageError, match=r"compute\.device = 'cuda'.*\(it has: cpu\)"):
             detect("cuda")
-
-
-def test_state_bytes() -> None:
-    """All 4-byte: weights of everything; a gradient and the moments of what is trained."""
-    model = nn.Sequential(nn.Linear(10, 5), nn.Linear(5, 2))  # 55 + 12 parameters
-    assert state_bytes(model_size(model), moments=2) == 4 * 67 * 4
-    assert state_bytes(model_size(model), moments=1) == 3 * 67 * 4
-    model[0].requires_grad_(False)
-    assert state_bytes(model_size(model), moments=2) == 67 * 4 + 3 * 12 * 4
 
 
 def test_activation_bytes_per_token() -> None:

@@ -53,11 +53,6 @@ def flops_per_token(size: Size, config: PretrainedConfig, seq_len: int) -> float
     return dense + 12 * getattr(config, "num_hidden_layers", 0) * heads * head_dim * seq_len
 
 
-def state_bytes(size: Size, moments: int) -> int:
-    """fp32 weights, gradients and optimizer moments."""
-    return 4 * size.total + 4 * size.trainable * (1 + moments)
-
-
 def activation_bytes_per_token(
     config: PretrainedConfig, recompute_every: int | None, bytes_per_value: int, logits: bool = True
 ) -> int:

@@ -119,7 +119,7 @@ def make_plan(
         settled=settled,
         size=size,
         active=active,
-        memory=measure(settled, size, say),
+        memory=measure(settled, say),
         steps=steps,
         fill=fill,
         flops=total_flops(config, steps, fill, flops),
@@ -128,11 +128,11 @@ def make_plan(
     )
 
 
-def measure(settled: Settled, size: Size, say: Say) -> Memory:
+def measure(settled: Settled, say: Say) -> Memory:
     """Memory of one GPU: traced, or computed for deepspeed. Uses the model up: it is sharded in place."""
     config, choices = settled.config, settled.choices
     if choices.strategy.value == "deepspeed":
-        return zero_memory(settled, size)
+        return zero_memory(settled)
     layers = getattr(settled.model.config, "num_hidden_layers", 0)
     say(
         f"tracing a step: {layers} layers, {settled.micro_rows} x {config.data.seq_len} tokens, {settled.gpus} fake rank(s)"

@@ -9,6 +9,7 @@ from typing import Any
 
 from scale.config.run import PretrainRun
 from scale.models.size import Size
+from scale.parallel.footprint import Footprint
 
 
 @dataclass(frozen=True)
@@ -49,16 +50,8 @@ def run_facts(
     shape: BatchShape,
     steps: int,
     fill: float,
-    activation_bytes: int,
 ) -> dict[str, Any]:
     """Derived numbers by name; plain numbers and strings, so that they can be written as JSON."""
-    moments = {"adamw": 8, "adamw8bit": 2, "muon": 6}[config.optim.kind]  # bytes a parameter; Muon has one per matrix
-    memory = {
-        "weights": 4 * size.total,
-        "gradients": 4 * size.trainable,
-        "optimizer": moments * size.trainable,
-        "activations": activation_bytes * shape.micro_rows * config.data.seq_len,
-    }
     return {
         "parameters": size.total,
         "trainable parameters": size.trainable,
@@ -69,5 +62,17 @@ def run_facts(
         "tokens (without padding)": round(steps * config.tokens_per_step * fill),
         "FLOPs per token": flops_per_token(config.data.seq_len),
         "FLOPs": total_flops(config, steps, fill, flops_per_token),
-        **{f"memory {name} (estimate)": f"{value / 2**20:,.0f} MiB" for name, value in memory.items()},
     }
+
+
+def memory_facts(held: Footprint, activations: int) -> dict[str, str]:
+    """What one device holds, and its host where states live there."""
+    memory = {
+        "weights": held.weights,
+        "gradients": held.gradients,
+        "optimizer": held.optimizer,
+        "activations": activations,
+    }
+    if held.host:
+        memory["CPU states"] = held.host
+    return {f"memory {name} (estimate for one device)": f"{value / 2**20:,.0f} MiB" for name, value in memory.items()}
