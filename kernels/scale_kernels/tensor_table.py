@@ -127,9 +127,7 @@ class TensorTable:
         return table.contiguous().pin_memory().to(self.device, non_blocking=True)
 
 
-def _tiles(
-    sizes_N: Tensor, order_N: Tensor, group_N: Sequence[int], groups: int, tile: int
-) -> tuple[Tensor, Tensor]:
+def _tiles(sizes_N: Tensor, order_N: Tensor, group_N: Sequence[int], groups: int, tile: int) -> tuple[Tensor, Tensor]:
     """Rows of all tiles in the order of their groups, and the number of the first tile of each group."""
     count_N = (sizes_N[order_N] + tile - 1) // tile
     tensor_T = order_N.repeat_interleave(count_N)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -15,19 +16,35 @@ SMALL_TILE = 2048
 FP32, BF16 = torch.float32, torch.bfloat16
 
 
+GUARD = 64
+"""Elements of NaN before and after every tensor: what is read there shows in any sum, what is written there is found."""
+
+
 def tensors(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+    return [guarded(torch.randn(shape, generator=generator).to(dtype)) for shape in shapes]
 
 
-def four_lists(shapes: Sequence[tuple[int, ...]], dtypes: Sequence[torch.dtype], seed: int = 0) -> list[list[Tensor]]:
-    return [tensors(shapes, dtype, seed + s) for s, dtype in enumerate(dtypes)]
+def guarded(tensor: Tensor, shift: int = 0) -> Tensor:
+    """The same values between guards, `shift` elements after an address that is a multiple of 16."""
+    around = torch.full((tensor.numel() + 2 * GUARD,), math.nan, dtype=tensor.dtype, device=tensor.device)
+    return around[GUARD + shift :][: tensor.numel()].view(tensor.shape).copy_(tensor)
 
 
 def unaligned(tensor: Tensor) -> Tensor:
     """The same values at an address that is no multiple of 16."""
-    view = torch.empty(tensor.numel() + 1, dtype=tensor.dtype, device=tensor.device)[1:].view(tensor.shape)
-    return view.copy_(tensor)
+    return guarded(tensor, shift=1)
+
+
+def untouched(tensor: Tensor) -> bool:
+    """Whether nothing was written around a guarded tensor."""
+    around = tensor._base
+    assert around is not None
+    return int(around.isnan().sum()) == 2 * GUARD + int(tensor.isnan().sum())
+
+
+def four_lists(shapes: Sequence[tuple[int, ...]], dtypes: Sequence[torch.dtype], seed: int = 0) -> list[list[Tensor]]:
+    return [tensors(shapes, dtype, seed + s) for s, dtype in enumerate(dtypes)]
 
 
 def run_encode(lists, group_N: Sequence[int], groups: int, tile: int = SMALL_TILE) -> Tensor:
@@ -47,8 +64,9 @@ def run_delta(params, directions, c_KG: Tensor, group_N: Sequence[int], seeds: S
     kernel.TILE = tile
     out = []
     for seed in seeds:
-        moved = [unaligned(x) if x.data_ptr() % 16 else x.clone() for x in params]
+        moved = [unaligned(x) if x.data_ptr() % 16 else guarded(x) for x in params]
         table = TensorTable([moved, *directions], group_N, c_KG.shape[1], tile)
         kernel.delta_triton(table, c_KG, seed)
+        assert all(map(untouched, moved)), "written outside of a tensor"
         out.append(moved)
     return out

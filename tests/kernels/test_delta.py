@@ -129,20 +129,28 @@ def test_random_bits_are_uniform_and_differ_between_neighbours_and_seeds():
     assert (far == bits).double().mean() < 1e-3
 
 
-def test_rounding_has_the_right_mean():
-    """Over 400 seeds and 64 neighbours, of values that lie at known fractions between two bf16."""
-    fractions = torch.tensor([0.0, 1 / 512, 0.25, 0.5, 0.9, 1 - 1 / 512]).repeat_interleave(64)
-    for sign, exponent in ((1, 0), (-1, -20), (1, 100)):
-        x = sign * (1 + 2**-7 * fractions) * 2.0**exponent
-        still = [torch.zeros(len(x))]
-        rounded = interpreted(run_delta, [torch.zeros(len(x)).bfloat16()], [[x]], torch.ones(1, 1), [0], range(400))
-        assert not still[0].any()
-        up = torch.stack([(r[0].float() / 2.0**exponent * sign - 1) * 128 for r in rounded])
-        assert set(up.unique().tolist()) <= {0.0, 1.0}
-        share_F = up.mean(0).view(6, 64).mean(1)
-        fraction_F = fractions.view(6, 64)[:, 0]
-        bound_F = 5 * (fraction_F * (1 - fraction_F) / (400 * 64)).sqrt()
-        assert ((share_F - fraction_F).abs() <= bound_F + 1e-12).all(), share_F
+def from_the_kernel(x, seed_count):
+    """Each seed moves ones to `x`."""
+    ones = [torch.ones(len(x)).bfloat16()]
+    seeds = range(seed_count)
+    return [moved[0] for moved in interpreted(run_delta, ones, [[x - 1]], torch.ones(1, 1), [0], seeds)]
+
+
+def from_the_reference(x, seed_count):
+    return [round_stochastic(x, 0, seed) for seed in range(seed_count)]
+
+
+@pytest.mark.parametrize(
+    ("run", "sign", "exponent"), [(from_the_kernel, 1, 0), (from_the_reference, -1, -20), (from_the_reference, 1, 100)]
+)
+def test_rounding_has_the_right_mean(run, sign, exponent):
+    """Over 60 seeds and 320 neighbours, of values at known fractions of the way between two bf16."""
+    fraction_F = torch.tensor([0.0, 1 / 512, 0.25, 0.5, 0.875, 1 - 1 / 512])
+    x = sign * (1 + 2**-7 * fraction_F.repeat_interleave(320)) * 2.0**exponent
+    up = torch.stack([(moved.float() * sign / 2.0**exponent - 1) * 128 for moved in run(x, 60)])
+    assert set(up.unique().tolist()) <= {0.0, 1.0}
+    share_F = up.view(60, 6, 320).mean((0, 2))
+    assert ((share_F - fraction_F).abs() <= 5 * (fraction_F * (1 - fraction_F) / (60 * 320)).sqrt()).all(), share_F
 
 
 def test_rounding_goes_to_a_neighbour():

@@ -38,7 +38,17 @@ def _round_stochastic(x_RW, index_R, column_W, seed):
 
 @triton.jit
 def _move(
-    pointers, c, begin, left, offsets_RW, index_R, column_W, seed, K: tl.constexpr, BF16: tl.constexpr, MASKED: tl.constexpr
+    pointers,
+    c,
+    begin,
+    left,
+    offsets_RW,
+    index_R,
+    column_W,
+    seed,
+    K: tl.constexpr,
+    BF16: tl.constexpr,
+    MASKED: tl.constexpr,
 ):
     """One step of ROWS x WIDTH elements."""
     place_RW = pointers[0] + begin + offsets_RW

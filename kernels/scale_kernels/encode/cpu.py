@@ -46,19 +46,27 @@ def chunks_of(sizes: Sequence[int], group_N: Sequence[int], chunk: int = CHUNK) 
     return out
 
 
-def encode_cpu(lists: Lists, chunks: Sequence[Chunk], groups: int) -> Tensor:
-    """(G, 12) fp32. Products of a chunk are summed in fp32, chunks in fp64."""
-    flat = [None if tensors is None else [x.view(-1) for x in tensors] for tensors in lists]
-    buffer_SC = torch.empty(len(lists), CHUNK)
-    out_GC = torch.zeros(groups, len(COLUMNS), dtype=torch.float64)
-    rows_KC = torch.zeros(len(chunks), len(COLUMNS))
-    group_K = torch.tensor([chunk.group for chunk in chunks], dtype=torch.int64)
-    for row_C, chunk in zip(rows_KC.unbind(), chunks, strict=True):
-        _chunk_sums(row_C, [_read(x, chunk, room_C) for x, room_C in zip(flat, buffer_SC.unbind(), strict=True)])
-    out_GC.index_add_(0, group_K, rows_KC.double())
-    for group in {chunk.group for chunk in chunks}:
-        out_GC[group, 10] = rows_KC[group_K == group, 10].max()
-    return out_GC.float()
+class CpuEncoder:
+    """Chunks of tensors of `sizes`, and the memory into which small or bf16 pieces are copied."""
+
+    def __init__(self, sizes: Sequence[int], group_N: Sequence[int], groups: int) -> None:
+        self.chunks = chunks_of(sizes, group_N)
+        self.groups = groups
+        self._group_K = torch.tensor([chunk.group for chunk in self.chunks], dtype=torch.int64)
+        self._buffers = torch.empty(4, CHUNK).unbind()
+
+    def __call__(self, lists: Lists) -> Tensor:
+        """(G, 12) fp32. Products of a chunk are summed in fp32, chunks in fp64."""
+        flat = [None if tensors is None else [x.view(-1) for x in tensors] for tensors in lists]
+        rows_KC = torch.zeros(len(self.chunks), len(COLUMNS))
+        for row_C, chunk in zip(rows_KC.unbind(), self.chunks, strict=True):
+            vectors = [_read(x, chunk, buffer) for x, buffer in zip(flat, self._buffers, strict=True)]
+            _chunk_sums(row_C, vectors)
+        out_GC = torch.zeros(self.groups, len(COLUMNS), dtype=torch.float64)
+        out_GC.index_add_(0, self._group_K, rows_KC.double())
+        for group in {chunk.group for chunk in self.chunks}:
+            out_GC[group, 10] = rows_KC[self._group_K == group, 10].max()
+        return out_GC.float()
 
 
 def _read(tensors: Sequence[Tensor] | None, chunk: Chunk, room_C: Tensor) -> Tensor | None:
@@ -81,7 +89,6 @@ def _chunk_sums(row_C: Tensor, vectors: Sequence[Tensor | None]) -> None:
     grad = vectors[1]
     if grad is None:
         return
-    low, high = torch.aminmax(grad)
-    row_C[10] = torch.maximum(-low, high)
+    torch.maximum(-grad.amin(), grad.amax(), out=row_C[10])
     if not row_C[10].isfinite():
         row_C[11] = (~grad.isfinite()).sum()

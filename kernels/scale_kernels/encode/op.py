@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from scale_kernels.encode.cpu import Chunk, chunks_of, encode_cpu
+from scale_kernels.encode.cpu import CpuEncoder
 from scale_kernels.tensor_table import TensorTable, check, describe, given
 
 NAMES = ("params", "grads", "drifts", "updates")
@@ -26,7 +26,7 @@ class EncodePlan:
         self.groups = groups
         self._described: list | None = None
         self._table: TensorTable | None = None
-        self._chunks: list[Chunk] = []
+        self._encoder: CpuEncoder | None = None
 
     def __call__(
         self,
@@ -43,14 +43,14 @@ class EncodePlan:
         lists = (params, grads, drifts, updates)
         if (described := describe(lists)) != self._described:
             check(lists, NAMES, self.group_N, self.groups)
-            self._described, self._table, self._chunks = described, None, []
+            self._described, self._table, self._encoder = described, None, None
         first = next(tensors for tensors in lists if tensors is not None)
         device = first[0].device.type if first else "cpu"
         if device == "cuda":
             return self._on_cuda(lists)
         if device == "cpu":
-            self._chunks = self._chunks or chunks_of([x.numel() for x in first], self.group_N)
-            return encode_cpu(lists, self._chunks, self.groups)
+            self._encoder = self._encoder or CpuEncoder([x.numel() for x in first], self.group_N, self.groups)
+            return self._encoder(lists)
         raise ValueError(f"tensors are on {device}: only cuda and cpu are supported")
 
     def _on_cuda(self, lists: Sequence[Sequence[Tensor] | None]) -> Tensor:

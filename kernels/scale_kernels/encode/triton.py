@@ -147,6 +147,13 @@ def encode_triton(table: TensorTable, given: int, groups: int) -> Tensor:
             enable_fp_fusion=True,
         )
     group_sums[(groups, len(COLUMNS))](
-        partials_CT, table.first_tile_G1, out_GC, slots, COLUMNS=len(COLUMNS), BLOCK=REDUCE_BLOCK, num_warps=4
+        partials_CT,
+        table.first_tile_G1,
+        out_GC,
+        slots,
+        COLUMNS=len(COLUMNS),
+        BLOCK=REDUCE_BLOCK,
+        num_warps=4,
+        enable_fp_fusion=True,
     )
     return out_GC
