@@ -1,4 +1,4 @@
-"""What a rank owes the launcher that started it: end with it, and tell it how it ended.
+"""What a rank owes the launcher that started it: tell it how it ended.
 
 The launcher names a file in SCALE_OUTCOME. The first rank of the machine that ends otherwise than completed makes it, so
 that the first error is the one shown; torchrun itself would turn every exit code into 1.
@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from scale.cluster.lifeline import die_with
 from scale.errors import EXIT_FAILED, EXIT_OK, EXIT_STOPPED, Elsewhere, LostRank, ScaleError
 
 
@@ -61,8 +60,6 @@ class Launcher:
 def told_to_launcher() -> Iterator[Launcher]:
     """Whatever ends the rank, its launcher knows."""
     launcher = Launcher()
-    if launcher.outcome is not None:
-        die_with(os.getppid())
     try:
         yield launcher
     except Elsewhere as error:  # the rank that failed may be on another machine: this one's launcher hears of it here

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from scale.cluster.lifeline import die_with
+from scale.cluster.lifeline import PARENT, die_with
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def main() -> int:
     """Run the order given as the only argument."""
     order = Order(**json.loads(sys.argv[1]))
     die_with(order.parent)
+    os.environ[PARENT] = str(os.getpid())  # of the ranks
     # the supervisor decides; a scheduler that signals every process must not kill the ranks by way of the agent
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, lambda *_: None)

@@ -19,6 +19,7 @@ import ray
 
 from scale.cluster.attempts import read_outcome
 from scale.cluster.environment import rank_environment
+from scale.cluster.lifeline import PARENT
 from scale.cluster.options import interface_of
 
 ORPHAN_SECONDS = 20
@@ -75,7 +76,7 @@ class RankActor:
         outcome, log = self.private / "outcome.json", self.private / f"rank-{task.rank}.log"
         interface = interface_of(task.address)
         added = rank_environment(os.environ, task.ranks_here, task.logs, interface)
-        control = {"SCALE_OUTCOME": str(outcome), "SCALE_STOP_FILE": str(self.stop_file)}
+        control = {"SCALE_OUTCOME": str(outcome), "SCALE_STOP_FILE": str(self.stop_file), PARENT: str(os.getpid())}
         with log.open("wb") as file:
             # in this thread, which waits for it: Linux ties the child to the life of the thread
             self.process = subprocess.Popen(

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from scale.cluster.lifeline import die_with
+from scale.cluster.lifeline import die_with_launcher
 
 RANK = int(os.environ["RANK"])
 
@@ -29,7 +29,7 @@ def lose_peers() -> int:
 
 
 def main() -> int:
-    die_with(os.getppid())
+    die_with_launcher()
     mode, *rest = sys.argv[1:]
     split = int(rest[rest.index("--split") + 1]) if "--split" in rest else 1
     print(f"rank {RANK} of {os.environ['WORLD_SIZE']} split {split} terminal {sys.stdout.isatty()}")
