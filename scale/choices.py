@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers import PretrainedConfig
 
 from scale.checkpoint.saved import saved_in
 from scale.config import PretrainRun
@@ -66,15 +67,27 @@ class Model:
 
 def choose_code(config: PretrainRun, hardware: Hardware) -> tuple[Choice, Choice]:
     """Attention and kernels, which a model is built with. Liger's kernels are put in place, for the whole process."""
-    hf_config, compute = model_config(config.model), config.compute
-    precision = choose_precision(compute.precision, hardware, compute.fp8.emulate)
-    supported = supported_attention(hf_config)
-    attention = choose_attention(compute.attention, hardware, supported, config.data.cross_documents, precision.value)
-    known = hardware.device == "cuda" and compute.kernels != "off" and liger_knows(hf_config.model_type)
-    kernels = choose_kernels(compute.kernels, hardware, hf_config.model_type, known)
+    hf_config = model_config(config.model)
+    attention = attention_of(config, hardware, hf_config)
+    kernels = kernels_of(config, hardware, hf_config)
     if kernels.value == "liger":
         apply_liger(hf_config.model_type)
     return attention, kernels
+
+
+def attention_of(config: PretrainRun, hardware: Hardware, hf_config: PretrainedConfig) -> Choice:
+    """Attention of this model, with the precision it will meet. Raises MissingExtra for a package that is not installed."""
+    compute = config.compute
+    precision = choose_precision(compute.precision, hardware, compute.fp8.emulate)
+    supported = supported_attention(hf_config)
+    return choose_attention(compute.attention, hardware, supported, config.data.cross_documents, precision.value)
+
+
+def kernels_of(config: PretrainRun, hardware: Hardware, hf_config: PretrainedConfig) -> Choice:
+    """Kernels of this model; none is put in place. Raises MissingExtra for a package that is not installed."""
+    asked = config.compute.kernels
+    known = hardware.device == "cuda" and asked != "off" and liger_knows(hf_config.model_type)
+    return choose_kernels(asked, hardware, hf_config.model_type, known)
 
 
 def measured_precision(config: PretrainRun, hardware: Hardware, model: Model, strategy: Choice) -> Choice:

@@ -10,18 +10,19 @@ from transformers import PretrainedConfig
 
 from scale.build import STRATEGIES
 from scale.checks import check_length, check_rows
-from scale.choices import Choices, Model, choose_strategy, decide
+from scale.choices import Choices, Model, attention_of, choose_strategy, decide, kernels_of
 from scale.config import PretrainRun
 from scale.errors import MissingExtra, UsageError
-from scale.hardware import Choice, Hardware, choose_attention
+from scale.hardware import Choice, Hardware
 from scale.models.adapters import add_adapter
-from scale.models.attention import supported_attention
 from scale.models.build import build_model, model_config, set_recompute
 from scale.objectives.causal_lm import CausalLM
 from scale.objectives.root import Root
 from scale.parallel.ranks import Ranks
 from scale.plan.fake import FUSED, fake_weights
 from scale.plan.inputs import vocabulary
+
+_ABSENT = "asked for; not installed on this machine"
 
 
 @dataclass(frozen=True)
@@ -66,22 +67,28 @@ def settle(config: PretrainRun, gpus: int, hardware: Hardware) -> Settled:
     _check_rows(config, gpus)
     strategy = choose_strategy(config.compute.strategy, gpus)
     hf_config = model_config(config.model, vocabulary(config))
-    attention = _attention(config, hardware, hf_config)
+    attention, kernels = _code(config, hardware, hf_config)
     module = _module(config, hf_config, attention.value)
     model = Model(module, fake_weights, hf_config)
-    choices = _decide(config, hardware, model, attention, strategy, gpus)
+    choices = _decide(config, hardware, model, attention, strategy, gpus, kernels)
     if choices.recompute.value != "off":
         set_recompute(module, int(choices.recompute.value))
     return Settled(config, gpus, hardware, model, choices)
 
 
-def _attention(config: PretrainRun, hardware: Hardware, hf_config: PretrainedConfig) -> Choice:
-    """As training chooses it; a plan may be made where the packages of the run are not installed."""
-    asked = config.compute.attention
+def _code(config: PretrainRun, hardware: Hardware, hf_config: PretrainedConfig) -> tuple[Choice, Choice]:
+    """Attention and kernels as training chooses them; what is asked for may be missing on the machine of the plan."""
     try:
-        return choose_attention(asked, hardware, supported_attention(hf_config), config.data.cross_documents)
+        attention = attention_of(config, hardware, hf_config)
     except MissingExtra:
-        return Choice(asked, "asked for; not installed on this machine")
+        attention = Choice(config.compute.attention, _ABSENT)
+    try:
+        kernels = kernels_of(config, hardware, hf_config)
+    except MissingExtra:
+        kernels = Choice(config.compute.kernels, _ABSENT)
+    if kernels.value == "liger":
+        kernels = replace(kernels, reason=f"{kernels.reason}; memory is planned without it")
+    return attention, kernels
 
 
 def _module(config: PretrainRun, hf_config: PretrainedConfig, attention: str) -> nn.Module:
@@ -94,13 +101,19 @@ def _module(config: PretrainRun, hf_config: PretrainedConfig, attention: str) ->
 
 
 def _decide(
-    config: PretrainRun, hardware: Hardware, model: Model, attention: Choice, strategy: Choice, gpus: int
+    config: PretrainRun,
+    hardware: Hardware,
+    model: Model,
+    attention: Choice,
+    strategy: Choice,
+    gpus: int,
+    kernels: Choice,
 ) -> Choices:
     """As training decides, but FP8 cannot be measured, and Cut-Cross-Entropy stands as chunks (256 MiB of logits more)."""
     if config.compute.loss != "cce":
-        return decide(config, hardware, model, attention, strategy, gpus)
+        return decide(config, hardware, model, attention, strategy, gpus, kernels)
     chunked = config.model_copy(update={"compute": config.compute.model_copy(update={"loss": "chunked"})})
-    choices = decide(chunked, hardware, model, attention, strategy, gpus)
+    choices = decide(chunked, hardware, model, attention, strategy, gpus, kernels)
     return replace(choices, loss=Choice("cce", "asked for; planned as chunked"))
 
 

@@ -14,7 +14,7 @@ from scale.plan.advice import Knob
 from scale.plan.memory import PARTS
 from scale.plan.plan import Plan
 
-_SHOWN = ("strategy", "precision", "attention", "recompute", "loss")
+_SHOWN = ("strategy", "precision", "attention", "kernels", "recompute", "loss")
 _SCALES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 

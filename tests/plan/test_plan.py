@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import scale.hardware.choices as hardware_choices
+from scale import choices
 from scale.cli.main import main
 from scale.config import load_config
 from scale.plan import plan as planning
@@ -100,6 +102,25 @@ def test_advice_names_knobs_that_fit(make_config: Make, monkeypatch: pytest.Monk
         load_config(make_config(), ["compute.recompute=off", "compute.loss=full", knobs[0].change]), 1, card
     )
     assert again.memory.peak == knobs[0].peak and again.fits == knobs[0].fits
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_kernels_are_chosen_but_not_put_in_place(
+    make_config: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    monkeypatch.setattr(hardware_choices, "installed", lambda package: there)
+    monkeypatch.setattr(choices, "liger_knows", lambda kind: there)
+    monkeypatch.setattr(choices, "apply_liger", lambda kind: pytest.fail("patched"))
+    asked = make_plan(load_config(make_config(), ["compute.kernels=liger"]), 1, planned("h100")).settled.choices
+    assert asked.kernels.value == "liger" and asked.kernels.reason.endswith("; memory is planned without it")
+    assert ("not installed" in asked.kernels.reason) is not there
+    assert main(["plan", str(make_config()), "--gpus", "1", "--gpu", "h100"]) == 0
+    assert ("liger (CUDA" if there else "off (liger-kernel is not installed)") in capsys.readouterr().out
+
+
+def test_attention_meets_the_precision(make_config: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [str(make_config()), "compute.attention=flash_attention_2", "compute.precision=fp32"]
+    assert "does not compute in fp32" in error_of(capsys, *words, "--gpus", "1", "--gpu", "h100")
 
 
 def test_deepspeed_is_computed(make_config: Make) -> None:
