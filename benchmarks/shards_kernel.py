@@ -22,13 +22,13 @@ if __package__ in (None, ""):  # run by path: make the folder above importable
     sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "kernels")]
 
 import torch
+from scale_kernels.delta.reference import stepped
+from scale_kernels.encode.reference import encode_reference
 from torch import Tensor
 
 from benchmarks.common import RESULTS, Row, print_table, summarise, this_machine, write_csv
 from benchmarks.shards_providers import GROUPS, Run, Shards, delta_providers, encode_providers, make_shards
 from scale.errors import ScaleError
-from scale_kernels.delta.reference import stepped
-from scale_kernels.encode.reference import encode_reference
 
 NAME = "shards_kernel"
 GATE_SIZE = 100_000

@@ -9,13 +9,12 @@ from functools import cache
 from itertools import combinations_with_replacement
 
 import torch
-from torch import Tensor
-
 from scale_kernels.delta.op import DeltaPlan
 from scale_kernels.delta.reference import delta_reference
 from scale_kernels.encode.op import EncodePlan
 from scale_kernels.encode.reference import encode_reference
 from scale_kernels.tensor_table import first_indices
+from torch import Tensor
 
 LAYERS, GROUPS = 24, 16
 SEED = 1

@@ -1,5 +1,6 @@
 """The device side of `tensor_table`: pointers out of a table of addresses."""
 
+# mypy: disallow-untyped-defs=False
 from __future__ import annotations
 
 import triton
@@ -13,10 +14,7 @@ def tensor_pointer(addresses, tensors, tensor, s: tl.constexpr, BF16: tl.constex
     The hint goes on the pointer, not on the integer it is made of: only there do loads become 16 bytes wide.
     """
     address = tl.load(addresses + s * tensors + tensor)
-    if (BF16 >> s) & 1:
-        pointer = address.to(tl.pointer_type(tl.bfloat16))
-    else:
-        pointer = address.to(tl.pointer_type(tl.float32))
+    pointer = address.to(tl.pointer_type(tl.bfloat16 if (BF16 >> s) & 1 else tl.float32))
     if ALIGNED:
         pointer = tl.multiple_of(pointer, 16)
     return pointer

@@ -26,10 +26,10 @@ def test_every_provider_can_fail_the_gate(monkeypatch):
     for case in CASES:
         gate(case, "cpu")
     monkeypatch.setattr(shards_providers, "foreach_encode", lambda shards: torch.zeros(16, 12))
-    with pytest.raises(ScaleError, match="encode fp32: torch._foreach is off by"):
+    with pytest.raises(ScaleError, match=r"encode fp32: torch\._foreach is off by"):
         gate(CASES[0], "cpu")
     monkeypatch.setattr(shards_providers, "foreach_delta", lambda shards: None)
-    with pytest.raises(ScaleError, match="delta fp32 K=1: torch._foreach is off by"):
+    with pytest.raises(ScaleError, match=r"delta fp32 K=1: torch\._foreach is off by"):
         gate(CASES[2], "cpu")
 
 

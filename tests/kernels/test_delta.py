@@ -9,10 +9,10 @@ import torch
 from hypothesis import given as drawn
 from hypothesis import settings
 from hypothesis import strategies as st
-
 from scale_kernels.delta.op import DeltaPlan, delta
 from scale_kernels.delta.reference import delta_reference, philox_rounds, random_bits, round_stochastic
 from scale_kernels.tensor_table import first_indices
+
 from tests.kernels.interpreter import interpreted
 from tests.kernels.shards import BF16, FP32, ODD, ODD_GROUPS, four_lists, run_delta, tensors, unaligned
 

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given as drawn
 from hypothesis import settings
 from hypothesis import strategies as st
-
 from scale_kernels.encode.cpu import chunks_of
 from scale_kernels.encode.op import EncodePlan, encode
 from scale_kernels.encode.reference import COLUMNS, PAIRS, encode_reference
+
 from tests.kernels.interpreter import interpreted
 from tests.kernels.shards import BF16, FP32, ODD, ODD_GROUPS, four_lists, run_encode, tensors, unaligned
 

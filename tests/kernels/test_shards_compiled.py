@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 import pytest
-
 from scale_kernels.delta import triton as delta
 from scale_kernels.encode import triton as encode
+
 from tests.kernels.ptx import Compiled, compile_for
 
 TABLE = {"addresses": "*i64", "sizes": "*i64", "tiles": "*i32", "tensors": "i32"}

@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-
 from scale_kernels.delta.op import DeltaPlan, delta
 from scale_kernels.delta.reference import delta_reference
 from scale_kernels.encode.op import EncodePlan, encode
 from scale_kernels.tensor_table import first_indices
+
 from tests.kernels.shards import BF16, FP32, ODD, ODD_GROUPS, four_lists, tensors, unaligned
 from tests.kernels.test_encode import DTYPES, close
 

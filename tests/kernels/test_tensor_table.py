@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from scale_kernels.tensor_table import TensorTable, check, describe, first_indices, given
+
 from tests.kernels.shards import BF16, FP32, tensors, unaligned
 
 SHAPES = [(5,), (0,), (2, 2), (9,)]

@@ -1,5 +1,6 @@
 """One launch over all tensors: read the parameter and K directions, write the parameter."""
 
+# mypy: disallow-untyped-defs=False
 from __future__ import annotations
 
 import triton
@@ -58,10 +59,9 @@ def _move(
         from_RW = pointers[k + 1] + begin + offsets_RW
         d_RW = tl.load(from_RW, mask=mask).to(tl.float32) if MASKED else tl.load(from_RW).to(tl.float32)
         x_RW = x_RW + c[k] * d_RW
+    y_RW = x_RW
     if BF16 & 1:
         y_RW = _round_stochastic(x_RW, index_R + begin, column_W, seed).to(tl.bfloat16, bitcast=True)
-    else:
-        y_RW = x_RW
     if MASKED:
         tl.store(place_RW, y_RW, mask=mask)
     else:
@@ -96,8 +96,8 @@ def move(
     pointers = (tensor_pointer(addresses, tensors, tensor, 0, BF16, ALIGNED) + start,)
     c = ()
     for k in tl.static_range(K):
-        pointers += (tensor_pointer(addresses, tensors, tensor, k + 1, BF16, ALIGNED) + start,)
-        c += (tl.load(coefficients + k * groups + group),)
+        pointers += (tensor_pointer(addresses, tensors, tensor, k + 1, BF16, ALIGNED) + start,)  # type: ignore[assignment]
+        c += (tl.load(coefficients + k * groups + group),)  # type: ignore[assignment]
     column_W = tl.arange(0, WIDTH)
     offsets_RW = tl.arange(0, ROWS)[:, None] * WIDTH + column_W[None, :]
     index_R = tl.load(first_index + tensor) + start + tl.arange(0, ROWS) * WIDTH

@@ -19,9 +19,9 @@ def encode_reference(lists: Sequence[Sequence[Tensor] | None], group_N: Sequence
     for n, group in enumerate(group_N):
         flat = {a: x[n].double().flatten().cpu() for a, x in zip(LETTERS, lists, strict=True) if x is not None}
         row_C = out_GC[group]
-        for column, (a, b) in enumerate(PAIRS):
-            if a in flat and b in flat:
-                row_C[column] += (flat[a] * flat[b]).sum()
+        for column, pair in enumerate(PAIRS):
+            if all(letter in flat for letter in pair):
+                row_C[column] += (flat[pair[0]] * flat[pair[1]]).sum()
         if "g" in flat and flat["g"].numel():
             row_C[10] = torch.maximum(row_C[10], flat["g"].abs().max())
             row_C[11] += (~flat["g"].isfinite()).sum()
