@@ -39,7 +39,7 @@ class DeepSpeed:
 
     def prepare(self, root: nn.Module, optim: OptimConfig | None, weights: Weights | None) -> nn.Module:
         assert isinstance(root, Root)
-        _refuse(optim)
+        check_optimizer(optim)
         deepspeed = start(self.ranks)
         if optim is None:
             return self._frozen(deepspeed, root, weights)
@@ -171,7 +171,8 @@ class DeepSpeed:
         self.layout.publish()
 
 
-def _refuse(optim: OptimConfig | None) -> None:
+def check_optimizer(optim: OptimConfig | None) -> None:
+    """Raises UsageError for an optimizer that flat parts of parameters cannot have."""
     if optim is not None and optim.kind != "adamw":
         raise UsageError(
             f"optim.kind = {optim.kind!r}: strategy deepspeed cuts parameters into flat parts, which hold no matrices or "

@@ -14,6 +14,7 @@ from scale.cli.main import main
 from scale.config import load_config
 from scale.plan import plan as planning
 from scale.plan.advice import advise
+from scale.plan.memory import HELD
 from scale.plan.plan import make_plan
 from scale.plan.settle import planned
 
@@ -129,6 +130,37 @@ def test_deepspeed_is_computed(make_config: Make) -> None:
     total = made.size.total
     assert made.memory.held == {"weights": 2 * total, "gradients": total, "optimizer": 3 * total}
     assert made.memory.method.startswith("computed")
+
+
+def test_deepspeed_counts_logits_only_where_they_exist(make_config: Make) -> None:
+    """Three fp32 values for each of 320 entries of the vocabulary and each token."""
+    words = ["compute.strategy=deepspeed", "batch.micro=2"]
+    full, chunked = (
+        make_plan(load_config(make_config(), [*words, f"compute.loss={loss}"]), 4, planned("h100")).memory
+        for loss in ("full", "chunked")
+    )
+    assert full.at_peak["activations"] - chunked.at_peak["activations"] == 3 * 4 * 320 * 2 * 64
+
+
+def test_deepspeed_offload_keeps_only_weights(make_config: Make) -> None:
+    words = ["compute.strategy=deepspeed", "compute.deepspeed.offload=true"]
+    made = make_plan(load_config(make_config(), words), 4, planned("h100"))
+    total, memory = made.size.total, made.memory
+    assert memory.held == {"weights": 2 * total // 4, "gradients": total, "optimizer": 3 * total}
+    assert [memory.at_peak[name] for name in HELD] == [2 * total // 4, 0, 0] and memory.host == 4 * total
+
+
+@pytest.mark.parametrize(("word", "said"), [
+    ("optim.kind=muon", "optim.kind = 'muon': strategy deepspeed"),
+    ("optim.kind=adamw8bit", "optim.kind = 'adamw8bit': strategy deepspeed"),
+    ("compute.precision=fp8", "compute.precision = 'fp8': strategy deepspeed"),
+    ("compute.deepspeed.config=none.json", "none.json"),
+])  # fmt: skip
+def test_deepspeed_refuses_what_training_refuses(
+    make_config: Make, capsys: pytest.CaptureFixture[str], word: str, said: str
+) -> None:
+    words = [str(make_config()), "--gpus", "4", "--gpu", "h100", "compute.strategy=deepspeed", word]
+    assert said in error_of(capsys, *words)
 
 
 @pytest.mark.slow
