@@ -13,7 +13,8 @@ from scale_kernels.rssm.reference import rollout_reference, teacher_forced
 from torch import nn
 from torch.nn.functional import linear, softplus
 
-from tests.kernels.rssm_cases import CASES, Case, converted, differences, make, poisoned_memory
+from benchmarks.rssm_work import Case, converted, differences, make
+from tests.kernels.rssm_cases import CASES, poisoned_memory
 
 CASE = CASES[0]
 

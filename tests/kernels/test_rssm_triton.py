@@ -8,9 +8,10 @@ from scale_kernels.rssm import rollout
 from scale_kernels.rssm.launch import choose
 from scale_kernels.rssm.reference import rollout_reference
 
+from benchmarks.rssm_work import Case, converted, differences, make
 from tests.kernels.interpreter import interpreted
 from tests.kernels.ptx import Compiled, compile_for
-from tests.kernels.rssm_cases import CASES, Case, converted, differences, make, poisoned_memory, run_kernel
+from tests.kernels.rssm_cases import CASES, poisoned_memory, run_kernel
 
 GPUS = {80: (166_912, 108), 90: (232_448, 132)}
 """Bytes of shared memory a block may have, and processors: A100, H100."""
