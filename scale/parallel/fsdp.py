@@ -49,7 +49,7 @@ class Fsdp:
 
     def prepare(self, root: nn.Module, optim: OptimConfig | None, weights: Weights | None) -> nn.Module:
         assert isinstance(root, Root)
-        _refuse(root, optim)
+        _refuse(root, optim, self.config)
         if optim is None:
             root.requires_grad_(False)
         self._shard(root)
@@ -205,9 +205,14 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     return list(max(lists, key=len, default=[]))
 
 
-def _refuse(root: Root, optim: OptimConfig | None) -> None:
+def _refuse(root: Root, optim: OptimConfig | None, config: FsdpConfig) -> None:
     if optim is not None and optim.kind == "adamw8bit":
         raise UsageError("optim.kind = 'adamw8bit': its 8-bit moments cannot be sharded by fsdp (use adamw or muon)")
+    if optim is not None and optim.kind == "muon" and config.offload:
+        raise UsageError(
+            "optim.kind = 'muon': with compute.fsdp.offload=true its matrix products would run on the CPU "
+            "(use adamw, or compute.fsdp.offload=false)"
+        )
     for name, param in root.model.named_parameters():
         if param.ndim == 0:
             raise UsageError(f"compute.strategy = 'fsdp': parameter {name} is a single number and cannot be sharded")

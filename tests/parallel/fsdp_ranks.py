@@ -1,5 +1,6 @@
 """What the ranks of the FSDP2 tests do; results are JSON."""
 
+import hashlib
 import weakref
 
 import torch
@@ -9,12 +10,14 @@ from torch.distributed.tensor import DTensor
 
 from scale.config.optim import OptimConfig
 from scale.config.run import FsdpConfig
-from scale.models.build import set_recompute
+from scale.models.build import materialise, set_recompute
 from scale.models.leak import refuse_leaks
+from scale.objectives.causal_lm import CausalLM
 from scale.objectives.root import Root
 from scale.parallel.fsdp import Fsdp
 from scale.parallel.single import Single
 from tests.parallel.lm import (
+    CLIP,
     VOCAB,
     Rows,
     digests,
@@ -82,6 +85,7 @@ def all_on_two(ranks, folder):
     """One start of two processes for most tests of this file."""
     out = on_ranks(ranks, list(VARIANTS)) | {"edits": edits(ranks), "fill": fill(ranks)}
     out |= {"whole": save_halfway(ranks, folder), "resumed": continue_from(ranks, folder)}
+    out |= {"veto": veto(ranks), "reduced": reduced(ranks)}
     return out | {"timeouts": timeouts(ranks)}
 
 
@@ -129,6 +133,61 @@ def continue_from(ranks, folder):
     strategy.restore(tensors)
     source = Rows(drawn=4) if ranks is None else Rows(ranks.rank, ranks.world_size, drawn=4)
     return train(stepper, source, 4)["loss"]
+
+
+def veto(ranks):
+    """Hashes of this rank's weights and moments around a step that is refused, and after the one that follows."""
+    out = {}
+    for kind in ("adamw", "muon"):
+        optim = {"kind": kind, "lr": 1e-2, "weight_decay": 0.1}
+        strategy, straight = Fsdp(ranks, FsdpConfig()), Fsdp(ranks, FsdpConfig())
+        steppers = [prepared(each, *meta_model(), optim) for each in (strategy, straight)]
+        for stepper in steppers:
+            train(stepper, Rows(ranks.rank, ranks.world_size), 2)
+        before, norms, observed = local_digests(strategy), [], []
+        steppers[0]._gradients(Rows(ranks.rank, ranks.world_size, drawn=2).draw())
+        vetoed = strategy.update(1.0, CLIP, observed.append, lambda norm, norms=norms: norms.append(norm) or "because")
+        after = local_digests(strategy)
+        for stepper in steppers:
+            train(stepper, Rows(ranks.rank, ranks.world_size, drawn=3), 1)
+        out[kind] = {
+            "skipped": vetoed.skipped, "asked": sum(norms), "observed": len(observed), "before": before, "after": after,
+            "stepped": local_digests(strategy), "straight": local_digests(straight),
+        }  # fmt: skip
+    return out
+
+
+def local_digests(strategy):
+    tensors = {n: t.to_local() if isinstance(t, DTensor) else t for n, t in strategy.tensors().items()}
+    return {n: hashlib.sha256(t.detach().numpy().tobytes()).hexdigest() for n, t in tensors.items() if t.numel()}
+
+
+def reduced(ranks):
+    """Largest relative distance of bf16 gradients from the sum in fp32 of what each rank computes by itself in bf16; and how
+    far a sum in bf16 is from it."""
+    batch = Rows(ranks.rank, ranks.world_size).draw().batches[0]
+    model, weights = meta_model()
+    materialise(model, weights, torch.device("cpu"))
+    for param in model.parameters():
+        param.data = param.data.bfloat16()
+    Root(model, CausalLM())(batch).terms["lm"].total.backward()
+    parts = {name: param.grad for name, param in model.named_parameters()}
+    exact = {name: ranks.all_sum(grad.float()) for name, grad in parts.items()}
+    low = {name: ranks.all_sum(grad).float() for name, grad in parts.items()}
+    strategy, seen = Fsdp(ranks, FsdpConfig(), "bf16"), {}
+    root = strategy.prepare(Root(meta_model()[0], CausalLM()), OptimConfig(), weights)
+    with strategy.accumulate(last=True):
+        strategy.backward(root(batch).terms["lm"].total)
+
+    def observe(shards):
+        for name, shard in shards.items():
+            rows = slice(shard.offset, shard.offset + len(shard.grad))
+            for key, grad in (("away", shard.grad), ("away in bf16", low[name][rows])):
+                far = (grad - exact[name][rows]).norm() / exact[name][rows].norm()
+                seen[key] = max(seen.get(key, 0.0), far.item())
+
+    strategy.update(1.0, 0.0, observe, None)
+    return seen
 
 
 def fill(ranks):

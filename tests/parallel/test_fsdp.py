@@ -91,6 +91,20 @@ def test_bf16_follows_one_device(two):
     assert two[0]["bf16"]["loss"] != pytest.approx(two[0]["plain"]["loss"][:FEWER], rel=1e-5)
 
 
+def test_bf16_gradients_are_summed_over_ranks_in_fp32(ran):
+    for found in (rank["reduced"] for rank in ran):
+        assert found["away"] < 1e-6 and found["away in bf16"] > 1e-4, "a sum in bf16 would not show"
+
+
+def test_a_veto_leaves_no_trace(ran):
+    for kind in ("adamw", "muon"):
+        for found in (rank["veto"][kind] for rank in ran):
+            assert found["skipped"] == "because" and found["asked"] > 0 and not found["observed"]
+            assert found["before"] == found["after"] and len(found["before"]) > 50
+            assert not [name for name in found["before"] if found["before"][name] == found["stepped"][name]]
+            assert found["stepped"] == found["straight"]
+
+
 @pytest.mark.slow
 def test_copies_of_shards_on_four_ranks_are_like_one_device(ran, saved):
     four = run_ranks("tests.parallel.fsdp_ranks:all_on_four", 4, folder=saved)
@@ -158,6 +172,9 @@ def test_what_cannot_be_sharded_is_refused_by_name():
     strategy = Fsdp(Ranks(0, 8), FsdpConfig())
     with pytest.raises(UsageError, match=r"optim\.kind = 'adamw8bit'.*adamw or muon"):
         strategy.prepare(Root(network(), Squares()), OptimConfig(kind="adamw8bit"), None)
+    offloading = Fsdp(Ranks(0, 8, device="cuda"), FsdpConfig(offload=True))
+    with pytest.raises(UsageError, match=r"optim\.kind = 'muon': with compute\.fsdp\.offload=true .*\(use adamw"):
+        offloading.prepare(Root(network(), Squares()), OptimConfig(kind="muon"), None)
     model = network()
     model.scale = nn.Parameter(torch.ones(()))
     with pytest.raises(UsageError, match=r"parameter scale is a single number"):
