@@ -57,6 +57,7 @@ def _alone(plan: Plan) -> Iterator[tuple[dict[str, Any], int]]:
     micro = _smaller_micro(plan)
     if micro is not None:
         yield {"batch.micro": micro}, gpus
+    yield from (({"compute.fsdp.shard": shard}, gpus) for shard in _larger_shards(plan))
     if choices.recompute.value != "1":
         yield {"compute.recompute": 1, "batch.micro": plan.settled.micro_rows}, gpus
     if sharded and config.compute.fsdp.reduce == "step":
@@ -76,8 +77,10 @@ def _alone(plan: Plan) -> Iterator[tuple[dict[str, Any], int]]:
 
 def _together(plan: Plan, say: Say) -> list[Knob]:
     """The smallest micro-batch with full recompute, alone and on more GPUs; the first that fits ends it."""
-    values: dict[str, Any] = {"batch.micro": 1, "compute.recompute": 1}
     gpus = plan.settled.gpus
+    values: dict[str, Any] = {"batch.micro": 1, "compute.recompute": 1}
+    for shard in _larger_shards(plan)[-1:]:
+        values["compute.fsdp.shard"] = shard
     tries = [(values, gpus), *((values, more) for more in _more_gpus(plan))]
     if plan.settled.choices.strategy.value == "fsdp":
         tries.insert(1, (values | {"compute.fsdp.offload": True}, gpus))
@@ -104,14 +107,33 @@ def _smaller_micro(plan: Plan) -> int | None:
     return 1 if smaller else None
 
 
+def _larger_shards(plan: Plan) -> list[int | str]:
+    """Where copies of the model are kept: the first larger share of the ranks with enough memory for what is held, then
+    all ranks, or as many as there are experts."""
+    shard, gpus = plan.settled.config.compute.fsdp.shard, plan.settled.gpus
+    if plan.settled.choices.strategy.value != "fsdp" or shard == "all" or shard >= gpus:
+        return []
+    experts, _ = experts_of(plan.settled.model.config)
+    most = min(gpus, experts or gpus)
+    over, held = _over_and_held(plan)
+    larger = [n for n in range(shard + 1, most + 1) if gpus % n == 0]
+    enough = [n for n in larger if held * (1 - shard / n) >= over]
+    return ["all" if n == gpus else n for n in sorted({*enough[:1], *larger[-1:]})]
+
+
+def _over_and_held(plan: Plan) -> tuple[int, int]:
+    """Bytes too many at the peak, and bytes of weights, gradients and moments in it."""
+    return plan.memory.peak - plan.usable, sum(plan.memory.at_peak[name] for name in HELD)
+
+
 def _more_gpus(plan: Plan) -> Iterator[int]:
     """Numbers of GPUs that divide the rows of a step: the first with enough memory for a share of what is held, and
-    twice that."""
+    twice that. None where the size of a share is fixed."""
     config, gpus = plan.settled.config, plan.settled.gpus
-    if config.compute.strategy == "single":
+    fixed = plan.settled.choices.strategy.value == "fsdp" and config.compute.fsdp.shard != "all"
+    if config.compute.strategy == "single" or fixed:
         return
-    over = plan.memory.peak - plan.usable
-    held = sum(plan.memory.at_peak[name] for name in HELD)
+    over, held = _over_and_held(plan)
     counts = [n for n in range(gpus + 1, MOST_GPUS * gpus + 1) if config.rows_per_step % n == 0 and n % 2 == 0]
     enough = [n for n in counts if held * (1 - gpus / n) >= over]
     yield from enough[:1] + [n for n in enough[1:] if n >= 2 * enough[0]][:1]

@@ -105,6 +105,23 @@ def test_advice_names_knobs_that_fit(make_config: Make, monkeypatch: pytest.Monk
     assert again.memory.peak == knobs[0].peak and again.fits == knobs[0].fits
 
 
+def test_advice_widens_a_shard_rather_than_adding_copies(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight ranks, each with the whole model: half of it on each is enough, and as much as 16 ranks would hold is not."""
+    words = ["compute.fsdp.shard=1", "batch.micro=1", "compute.recompute=1"]
+    config, card = load_config(make_config(), words), planned("h100")
+    whole = make_plan(config, 8, card)
+    held = sum(whole.memory.at_peak[name] for name in HELD)
+    monkeypatch.setattr(planning, "USABLE", (whole.memory.peak - 0.4 * held) / card.memory)
+    knobs = advise(make_plan(config, 8, card))
+    assert [(knob.change, knob.fits) for knob in knobs[:2]] == [
+        ("compute.fsdp.shard=2", True),
+        ("compute.fsdp.shard=all", True),
+    ]
+    assert not any("--gpus" in knob.change for knob in knobs)
+    again = make_plan(load_config(make_config(), [*words[1:], "compute.fsdp.shard=2"]), 8, card)
+    assert again.memory.peak == knobs[0].peak
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_kernels_are_chosen_but_not_put_in_place(
     make_config: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, there: bool
