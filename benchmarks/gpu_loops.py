@@ -41,7 +41,7 @@ def scale_stepper(work: GpuWork) -> BackwardStepper:
     attention, kernels = choose_code(config, hardware)  # Liger's patch comes before the model
     model = work.meta()
     precision = choose_precision(config.compute.precision, hardware, config.compute.fp8.emulate)
-    strategy_choice = choose_strategy("single", 1)
+    strategy_choice = choose_strategy(config.compute, 1)
     choices = to_fp8(config, model, decide(config, hardware, model, attention, strategy_choice, 1, kernels, precision))
     print(*(f"{name}: {choice}" for name, choice in vars(choices).items()), sep="\n")
     if choices.recompute.value != "off":

@@ -97,7 +97,7 @@ def build_trainer(
     ranks.each(lambda: check_length(config))
     attention, kernels = ranks.each(lambda: choose_code(config, hardware))
     ranks.each(lambda: check_rows(config, ranks.world_size))
-    strategy_choice = ranks.each(lambda: choose_strategy(config.compute.strategy, ranks.world_size))
+    strategy_choice = ranks.each(lambda: choose_strategy(config.compute, ranks.world_size))
     prepared = prepare_together(config, ranks)
     model = ranks.each(lambda: make_model(config, prepared, attention.value, lazy=ranks.world_size > 1))
     size = model_size(model.module)

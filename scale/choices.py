@@ -11,6 +11,7 @@ from transformers import PretrainedConfig
 
 from scale.checkpoint.saved import saved_in
 from scale.config import PretrainRun
+from scale.config.run import ComputeConfig
 from scale.errors import UsageError
 from scale.hardware import (
     Choice,
@@ -207,12 +208,34 @@ def activation_bytes(model: Model, choices: Choices) -> int:
     return activation_bytes_per_token(model.config, every, width, logits=choices.loss.value == "full")
 
 
-def choose_strategy(asked: str, world_size: int) -> Choice:
-    """single, fsdp or deepspeed. Raises UsageError for one device on several ranks."""
+def choose_strategy(compute: ComputeConfig, world_size: int) -> Choice:
+    """single, fsdp or deepspeed. Raises UsageError for one device on several ranks, and for options which ask for what the
+    automatic choice does not do."""
+    asked = compute.strategy
     if asked == "single" and world_size > 1:
         raise UsageError(
             f"compute.strategy = 'single': {world_size} ranks were started (use fsdp or deepspeed, or start one process)"
         )
     if asked != "auto":
         return Choice(asked, f"asked for, {world_size} rank(s)")
-    return Choice("fsdp", f"{world_size} ranks") if world_size > 1 else Choice("single", "one process")
+    chosen = Choice("fsdp", f"{world_size} ranks") if world_size > 1 else Choice("single", "one process")
+    _check_read(compute, chosen)
+    return chosen
+
+
+def _check_read(compute: ComputeConfig, chosen: Choice) -> None:
+    """Raises UsageError for offloading, shards or a JSON that only another strategy than the automatic one would heed."""
+    unread: list[tuple[str, str, str]] = []
+    if compute.deepspeed.offload:
+        unread.append(("deepspeed", "offload", "true"))
+    if compute.deepspeed.config is not None:
+        unread.append(("deepspeed", "config", repr(compute.deepspeed.config)))
+    if chosen.value == "single" and compute.fsdp.offload:
+        unread.append(("fsdp", "offload", "true"))
+    if chosen.value == "single" and compute.fsdp.shard not in ("all", 1):
+        unread.append(("fsdp", "shard", str(compute.fsdp.shard)))
+    for strategy, key, value in unread:
+        raise UsageError(
+            f"compute.{strategy}.{key} = {value}: strategy is {chosen.value} ({chosen.reason}); "
+            f"remove the key, or use compute.strategy={strategy}"
+        )

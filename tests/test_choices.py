@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from torch import nn
 import scale.choices
 from scale.choices import Choices, Model, choose_code, choose_strategy, decide, measured_precision, settled
 from scale.config import PretrainRun, load_config
+from scale.config.run import ComputeConfig
 from scale.errors import UsageError
 from scale.hardware import Choice, Hardware
 from scale.models.build import build_model, model_config
@@ -163,9 +165,31 @@ def test_a_decision_on_compiling_knows_the_strategy(make_config: MakeConfig) -> 
 
 
 def test_strategy() -> None:
-    assert [choose_strategy("auto", n).value for n in (1, 2)] == ["single", "fsdp"]
+    assert [choose_strategy(ComputeConfig(), n).value for n in (1, 2)] == ["single", "fsdp"]
     with pytest.raises(UsageError, match="2 ranks were started"):
-        choose_strategy("single", 2)
+        choose_strategy(ComputeConfig(strategy="single"), 2)
+
+
+@pytest.mark.parametrize(
+    ("section", "options", "refused_on"),
+    [
+        ("fsdp", {"offload": True}, [1]),
+        ("fsdp", {"shard": 4}, [1]),
+        ("fsdp", {"shard": 1, "reshard": False, "reduce": "step"}, []),
+        ("deepspeed", {"offload": True}, [1, 4]),
+        ("deepspeed", {"config": "ds.json"}, [1, 4]),
+        ("deepspeed", {"stage": 2}, []),
+    ],
+)
+def test_options_that_the_automatic_strategy_would_not_heed(section: str, options: Any, refused_on: list[int]) -> None:
+    compute = ComputeConfig.model_validate({section: options})
+    for ranks in (1, 4):
+        if ranks not in refused_on:
+            choose_strategy(compute, ranks)
+            continue
+        chosen = "single (one process)" if ranks == 1 else "fsdp (4 ranks)"
+        with pytest.raises(UsageError, match=rf"compute\.{section}\.{next(iter(options))} = .*{re.escape(chosen)}"):
+            choose_strategy(compute, ranks)
 
 
 @pytest.mark.parametrize(

@@ -16,30 +16,33 @@ LARGEST_STEP = 2**30
 
 
 class FsdpConfig(Strict):
-    """FSDP2: weights, gradients and moments are sharded over the ranks."""
+    """FSDP2: weights, gradients and moments are sharded over the ranks. Read by strategy fsdp only, and refused beside another
+    strategy that is named."""
 
     shard: Literal["all"] | Count = "all"
     """Ranks that share one copy of the model. Fewer than all: the copies are kept equal by all-reduce (HSDP); usually the
-    GPUs of one node."""
+    GPUs of one node. Refused where `strategy: auto` is single."""
     reshard: bool = True
     """Free gathered weights after the forward pass and gather them again for the backward pass (as ZeRO-3); false keeps
-    them in between (as ZeRO-2): faster, more memory."""
+    them in between (as ZeRO-2): faster, more memory. Not read where `strategy: auto` is single."""
     reduce: Literal["micro", "step"] = "micro"
     """When gradients are exchanged. micro: after every micro-batch, gradients stay sharded; step: once, which holds whole
-    gradients on every rank."""
+    gradients on every rank. Not read where `strategy: auto` is single."""
     offload: bool = False
-    """Keep shards in CPU memory."""
+    """Keep shards in CPU memory. Refused where `strategy: auto` is single."""
 
 
 class DeepSpeedConfig(Strict):
-    """DeepSpeed ZeRO. Its JSON is generated from this file."""
+    """DeepSpeed ZeRO. Its JSON is generated from this file. Read by strategy deepspeed only, which `auto` never is, and refused
+    beside another strategy that is named."""
 
     stage: Literal[2, 3] = 3
-    """2: gradients and moments are sharded; 3: weights too."""
+    """2: gradients and moments are sharded; 3: weights too. Not read with `strategy: auto`."""
     offload: bool = False
-    """Keep masters and moments in CPU memory."""
+    """Keep gradients, masters and moments in CPU memory. Refused with `strategy: auto`."""
     config: str | None = None
-    """A DeepSpeed JSON file of your own, for what is not an option here. Whatever contradicts this file is refused."""
+    """A DeepSpeed JSON file of your own, for what is not an option here. Whatever contradicts this file is refused. So
+    is the key with `strategy: auto`."""
 
 
 class Fp8Config(Strict):
@@ -203,6 +206,22 @@ class PretrainRun(Strict):
             raise ValueError("adapter: an adapter on a preset would train on frozen random weights (use model.path)")
         if self.adapter is not None and self.model.init == "random":
             raise ValueError("adapter: with model.init = 'random' it would train on frozen random weights")
+        return self
+
+    @model_validator(mode="after")
+    def _check_strategy(self) -> PretrainRun:
+        """Options of a strategy that is not the one named would be read by nobody."""
+        named = self.compute.strategy
+        for name in ("fsdp", "deepspeed"):
+            options = getattr(self.compute, name)
+            changed = options.model_dump(exclude_defaults=True)
+            if changed and named not in ("auto", name):
+                key, value = next(iter(changed.items()))
+                shown = str(value).lower() if isinstance(value, bool) else repr(value)
+                raise ValueError(
+                    f"compute.{name}.{key} = {shown}: read by strategy {name} only, and compute.strategy = {named!r} "
+                    "(remove one of them)"
+                )
         return self
 
     @property

@@ -65,7 +65,7 @@ def settle(config: PretrainRun, gpus: int, hardware: Hardware) -> Settled:
     """Decide as training on `gpus` such cards would. Raises UsageError for what cannot run there."""
     check_length(config)
     _check_rows(config, gpus)
-    strategy = choose_strategy(config.compute.strategy, gpus)
+    strategy = choose_strategy(config.compute, gpus)
     hf_config = model_config(config.model, vocabulary(config))
     attention, kernels = _code(config, hardware, hf_config)
     module = _module(config, hf_config, attention.value)

@@ -350,3 +350,25 @@ def test_wild_overrides(tmp_path: Path, overrides: list[str]) -> None:
 def test_wild_text(tmp_path: Path, text: str) -> None:
     (tmp_path / "wild.yaml").write_bytes(text.encode("utf-8", "surrogatepass"))
     valid_or_explained(tmp_path / "wild.yaml", [])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["compute.strategy=single", "compute.fsdp.offload=true"],
+            "compute.fsdp.offload = true: read by strategy fsdp",
+        ),
+        (["compute.strategy=deepspeed", "compute.fsdp.shard=4"], "compute.strategy = 'deepspeed'"),
+        (
+            ["compute.strategy=fsdp", "compute.deepspeed.stage=2"],
+            "compute.deepspeed.stage = 2: read by strategy deepspeed",
+        ),
+    ],
+)
+def test_options_of_another_strategy_than_the_one_named(minimal: Path, words: list[str], said: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        load_config(minimal, words)
+    assert said in str(refused.value) and "\n" not in str(refused.value)
+    load_config(minimal, ["compute.strategy=auto", words[1]])
+    load_config(minimal, [words[0], "compute.fsdp.shard=all", "compute.deepspeed.stage=3"])  # as if not given
