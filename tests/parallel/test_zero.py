@@ -43,6 +43,22 @@ def test_steps_are_those_of_one_process(core):
     assert one["norms"] == pytest.approx(one["expected_norms"], rel=1e-4) and max(one["norms"]) > 0.5  # some clipped
 
 
+def test_bf16_steps_are_those_of_fsdp(core):
+    """Without masters hardly a weight would move; a doubled gradient shows in the norm, which Adam does not care for."""
+    for found in (rank["bf16"] for rank in core[1]):
+        assert found["zero"]["losses"] == pytest.approx(found["fsdp"]["losses"], rel=1e-4)
+        assert found["zero"]["norms"] == pytest.approx(found["fsdp"]["norms"], rel=1e-2)
+        assert found["apart"] < 0.05 and len(found["zero"]["losses"]) == 5
+
+
+@pytest.mark.slow
+def test_four_ranks_of_stage_3_are_like_one_process():
+    for found in run_ranks("tests.parallel.zero_parts:four", 4, timeout=500):
+        assert found["partitions"] == 4 and found["apart"] < 1e-4
+        assert all(here == pytest.approx(one, rel=1e-5) for here, one in found["losses"])
+        assert all(here == pytest.approx(one, rel=1e-4) for here, one in found["norms"])
+
+
 def test_every_process_group_has_the_timeout_of_the_run(core):
     for found in (rank["timeouts"] for rank in core[1]):
         check_timeouts(found)

@@ -11,12 +11,13 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from scale.config.optim import OptimConfig, ScheduleConfig
-from scale.config.run import DeepSpeedConfig
+from scale.config.run import DeepSpeedConfig, FsdpConfig
 from scale.models.build import llama_init, materialise, set_recompute
 from scale.models.heads import decoder_and_head
 from scale.objectives.causal_lm import CausalLM
 from scale.objectives.root import Root
 from scale.objectives.vocabulary import chunked_loss
+from scale.parallel.fsdp import Fsdp
 from scale.parallel.single import Single
 from scale.parallel.zero import DeepSpeed
 from scale.protocols import Group, Loss, Term
@@ -71,12 +72,12 @@ class Rows:
         pass
 
 
-def stepper(strategy, made=None, objective=None):
+def stepper(strategy, made=None, objective=None, optim=OPTIM):
     model, weights = made or llama()
     objective = objective or CausalLM()
-    root = strategy.prepare(Root(model, objective), OPTIM, weights)
+    root = strategy.prepare(Root(model, objective), optim, weights)
     schedule = ScheduleConfig(kind="cosine", warmup=2)
-    return BackwardStepper(root, objective, strategy, StepSettings(steps=20, lr=OPTIM.lr, schedule=schedule, clip=0.5))
+    return BackwardStepper(root, objective, strategy, StepSettings(steps=20, lr=optim.lr, schedule=schedule, clip=0.5))
 
 
 def rows(ranks, drawn=0):
@@ -131,6 +132,24 @@ def few_steps(strategy, ranks, made, objective=None):
     ]
 
 
+def four(ranks):
+    """ZeRO-3 on more ranks than parameters have pieces of a round size."""
+    made, other, source, whole = (
+        stepper(DeepSpeed(ranks, DeepSpeedConfig(stage=3))),
+        stepper(Single()),
+        rows(ranks),
+        Rows(),
+    )
+    reports = [[made.step(source), other.step(whole)] for _ in range(3)]
+    ends = params(made.strategy), params(other.strategy)
+    return {
+        "losses": [[report.loss for report in pair] for pair in reports],
+        "norms": [[report.grad_norm for report in pair] for pair in reports],
+        "apart": max((ends[0][name] - value).abs().max().item() for name, value in ends[1].items()),
+        "partitions": made.root.engine.dp_world_size,
+    }
+
+
 def recomputed():
     model, weights = llama(tied=True)
     set_recompute(model, 1)
@@ -177,6 +196,23 @@ def edit_bf16(strategy):
     losses = run(made, rows(strategy.ranks), 4)
     return {"exact": same(start, exact), "before": before, "after": after, "rounded": out.terms["lm"].total.item(),
             "losses": losses, "dtypes": sorted({str(p.dtype) for p in made.root.parameters()})}  # fmt: skip
+
+
+def bf16_beside_fsdp(ranks, stage):
+    """Five steps so small that bf16 weights alone would hardly move; how differently the masters moved."""
+    out, moved = {}, {}
+    for name, make in (
+        ("zero", lambda: DeepSpeed(ranks, DeepSpeedConfig(stage=stage), "bf16")),
+        ("fsdp", lambda: Fsdp(ranks, FsdpConfig(), "bf16")),
+    ):
+        made = stepper(make(), optim=OptimConfig(lr=1e-4, weight_decay=0.1))
+        start = params(made.strategy)
+        source = rows(ranks)
+        reports = [made.step(source) for _ in range(5)]
+        end = params(made.strategy)
+        moved[name] = torch.cat([(end[key] - start[key]).flatten() for key in sorted(end)])
+        out[name] = {"losses": [r.loss for r in reports], "norms": [r.grad_norm for r in reports]}
+    return out | {"apart": ((moved["zero"] - moved["fsdp"]).norm() / moved["fsdp"].norm()).item()}
 
 
 def refuse_step(strategy, ranks):

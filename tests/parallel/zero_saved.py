@@ -11,7 +11,7 @@ from scale.errors import ScaleError
 from scale.parallel.single import Single
 from scale.parallel.zero import DeepSpeed
 from tests.parallel.lm import timeouts
-from tests.parallel.zero_parts import Rows, edit, params, refuse_step, rows, run, same, stepper, train
+from tests.parallel.zero_parts import Rows, bf16_beside_fsdp, edit, params, refuse_step, rows, run, same, stepper, train
 
 
 def filled(strategy, state):
@@ -104,5 +104,6 @@ def core(ranks, stage, folder):
         "edit": edit(make(), ranks),
         "refuse": refuse_step(make(), ranks),
         "saved": saved(make(), ranks, folder),
+        "bf16": bf16_beside_fsdp(ranks, stage),
         "timeouts": timeouts(ranks),
     }
