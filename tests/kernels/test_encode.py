@@ -9,7 +9,7 @@ import torch
 from hypothesis import given as drawn
 from hypothesis import settings
 from hypothesis import strategies as st
-from scale_kernels.encode.cpu import chunks_of
+from scale_kernels.chunks import chunks_of
 from scale_kernels.encode.op import EncodePlan, encode
 from scale_kernels.encode.reference import COLUMNS, PAIRS, encode_reference
 

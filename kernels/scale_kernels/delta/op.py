@@ -1,4 +1,4 @@
-"""Chooses: Triton on CUDA, torch._foreach on a CPU."""
+"""Chooses: Triton on CUDA, torch._foreach over cache-sized chunks on a CPU."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from scale_kernels.chunks import chunks_of
 from scale_kernels.delta.reference import round_stochastic, stepped
 from scale_kernels.tensor_table import TensorTable, check, describe, first_indices
 
@@ -77,14 +78,17 @@ class DeltaPlan:
     def _on_cpu(
         self, params: Sequence[Tensor], directions: Sequence[Sequence[Tensor]], c_KG: Tensor, seed: int
     ) -> None:
-        single = [n for n, x in enumerate(params) if x.dtype is torch.float32]
-        for coefficients, tensors in zip(c_KG.tolist(), directions, strict=True):
-            scalars = [coefficients[self.group_N[n]] for n in single]
-            if single:  # a scalar product is taken in the tensor's own precision, so bf16 is widened before
-                products = torch._foreach_mul([tensors[n].float() for n in single], scalars)
-                torch._foreach_add_([params[n] for n in single], products)
+        single = [x.dtype is torch.float32 for x in params]
+        flat, *along = [[x.view(-1) for x in tensors] for tensors in (params, *directions)]
+        sizes = [x.numel() if wide else 0 for x, wide in zip(params, single, strict=True)]
+        rows = c_KG.tolist()
+        for chunk in chunks_of(sizes, self.group_N):
+            pieces = [flat[n][begin:end] for n, begin, end in chunk.pieces]
+            for row, tensors in zip(rows, along, strict=True):  # in bf16 the product would be rounded to bf16
+                steps = [tensors[n][begin:end].float() for n, begin, end in chunk.pieces]
+                torch._foreach_add_(pieces, torch._foreach_mul(steps, row[chunk.group]))
         first_index_N = first_indices([x.numel() for x in params])
-        for n in set(range(len(params))) - set(single):
+        for n in (n for n, wide in enumerate(single) if not wide):
             moved = stepped(params[n], [tensors[n] for tensors in directions], list(c_KG[:, self.group_N[n]].unbind()))
             params[n].copy_(round_stochastic(moved, first_index_N[n], seed))
 

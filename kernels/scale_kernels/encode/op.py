@@ -1,4 +1,4 @@
-"""Chooses: Triton on CUDA, cache-sized pieces on a CPU."""
+"""Chooses: Triton on CUDA, cache-sized chunks on a CPU."""
 
 from __future__ import annotations
 
