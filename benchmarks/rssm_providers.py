@@ -118,7 +118,7 @@ def known_inputs(given: Given, latents_TEPZ: Tensor, kind: type[nn.GRU] | type[n
     shown = actions[:, None, None].expand(T, E, P, -1) if actions.ndim == 2 else actions
     before = torch.cat((z0_EPZ[None], latents_TEPZ[:-1]))
     x_TEPI = torch.cat((before, shown), -1)
-    nets = [kind(x_TEPI.shape[-1], weights.hidden) for _ in range(E)]
+    nets = [kind(x_TEPI.shape[-1], weights.hidden, dtype=torch.float64) for _ in range(E)]
     if kind is nn.GRU:
         for e, net in enumerate(nets):
             for name in ("w_ih", "w_hh", "b_ih", "b_hh"):
