@@ -37,6 +37,8 @@ class Order:
     """Of a rank, without the Python interpreter."""
     logs: str
     """Folder for what ranks other than 0 print."""
+    started: str
+    """File to make when all nodes have met and ranks start."""
     report: str
     """File to write how the ranks ended: {"ended": [[rank, exit code], ...]} or {"problem": text}."""
 
@@ -64,7 +66,7 @@ def _run(order: Order) -> dict[str, Any]:
     from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch").handlers = logging.getLogger().handlers  # the terminal belongs to rank 0
+    _only_to_file()
     rendezvous_handler_registry.register("loopback", _loopback_rendezvous)
     config = LaunchConfig(
         min_nodes=order.nodes,
@@ -76,7 +78,7 @@ def _run(order: Order) -> dict[str, Any]:
         rdzv_configs={"join_timeout": order.join_seconds, "read_timeout": order.join_seconds},
         max_restarts=0,
         local_addr=order.local_addr,
-        logs_specs=_logs_specs(Path(order.logs)),
+        logs_specs=_logs_specs(Path(order.logs), Path(order.started)),
         signals_to_handle="SIGQUIT",
     )
     try:
@@ -92,12 +94,25 @@ def _run(order: Order) -> dict[str, Any]:
     return {"ended": []}
 
 
-def _logs_specs(folder: Path) -> Any:
+def _only_to_file() -> None:
+    """The terminal belongs to rank 0, but torch gives many of its loggers handlers that write there."""
+    logging.captureWarnings(True)
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.partition(".")[0] == "torch" and isinstance(logger, logging.Logger):
+            terminal = [handler for handler in logger.handlers if type(handler) is logging.StreamHandler]
+            for handler in terminal:
+                logger.removeHandler(handler)
+                logger.propagate = True
+
+
+def _logs_specs(folder: Path, started: Path) -> Any:
     """Rank 0 keeps the terminal; the others write to rank-N.out and rank-N.err."""
     from torch.distributed.elastic.multiprocessing.api import LogsDest, LogsSpecs
 
     class PerRank(LogsSpecs):
         def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
+            started.touch()
+
             def files(kind: str) -> dict[int, str]:
                 ranks = {local: int(env["RANK"]) for local, env in envs.items()}
                 return {local: str(folder / f"rank-{rank}.{kind}") if rank else "" for local, rank in ranks.items()}

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,12 +20,15 @@ from pathlib import Path
 from scale.cluster.agent import Order
 from scale.cluster.attempts import Attempt, Ended, Outcome, Stop, judge, read_outcome, run_attempts, say
 from scale.cluster.environment import rank_environment
+from scale.cluster.notes import Notes, notes_of
 from scale.cluster.options import Launch, interface_of, read_launch
-from scale.errors import EXIT_FAILED, ScaleError
-from scale.files import write_atomic
+from scale.errors import EXIT_FAILED, EXIT_MEMORY, EXIT_USAGE, ScaleError
 
+POLL_SECONDS = 0.5
 AGREE_SECONDS = 30
 """How long a node whose ranks lost others waits for the node that knows why to start a new attempt."""
+MEMORY_SECONDS = 5
+"""How long other ranks of a node may go on once one is out of memory: they wait for it, and ignore SIGTERM for 30 s."""
 
 
 @dataclass(frozen=True)
@@ -37,55 +41,41 @@ class Nodes:
     run: Path
     """The run folder, on a file system that all nodes share. It may not exist yet."""
 
-    @property
-    def shared(self) -> Path:
-        """Folder, beside the run, in which the supervisors of all nodes leave each other notes."""
-        return self.run.parent / f".{self.run.name}.launch-{self.launch.identity}"
-
-    @property
-    def stop_file(self) -> Path:
-        """Ranks stop after a checkpoint as soon as this file exists. A scheduler's script may name its own."""
-        given = os.environ.get("SCALE_STOP_FILE")
-        return Path(given) if given else self.shared / "stop"
-
-    def retry_file(self, attempt: Attempt) -> Path:
-        """Written by the node that starts again after `attempt`; holds the next split."""
-        return self.shared / f"retry.{attempt.number}"
-
 
 def supervise(nodes: Nodes) -> int:
-    """Run this node's part until the end. Prints the first error last; returns the exit code (0, 1, 2 or 75)."""
-    supervisor = _Supervisor(nodes)
-    first_node = nodes.launch.node_rank == 0
-    if first_node:  # notes of an earlier run with the same identity; no rank starts anywhere before this node joins
-        shutil.rmtree(nodes.shared, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix="scale-") as private:
-        supervisor.private = Path(private)
+    """Run this node's part until the end. Prints the first error last; returns the exit code (0, 1, 2 or 75).
+
+    Raises UsageError if another launcher has this run, ScaleError if its notes cannot be written.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="scale-") as private,
+        notes_of(nodes.launch, nodes.run, Path(private)) as notes,
+    ):
+        supervisor = _Supervisor(nodes, notes, Path(private))
         try:
             with Stop(supervisor.ask, supervisor.kill) as stop:
                 supervisor.stop = stop
                 return run_attempts(supervisor.run, stop, supervisor.agree)
         finally:
             supervisor.kill()
-            if first_node:
-                shutil.rmtree(nodes.shared, ignore_errors=True)
 
 
 class _Supervisor:
     """One agent at a time, and what is known about it."""
 
     stop: Stop
-    private: Path
 
-    def __init__(self, nodes: Nodes):
-        self.nodes = nodes
+    def __init__(self, nodes: Nodes, notes: Notes, private: Path):
+        self.nodes, self.notes, self.private = nodes, notes, private
         self.started = f"{datetime.now():%Y%m%d_%H%M%S}"
         self.agent: subprocess.Popen[bytes] | None = None
+        self.met = nodes.launch.node_rank == 0
+        """Whether the notes are of this launch: the first node clears them before it joins, so before ranks start."""
 
     def ask(self) -> None:
-        """Tell the ranks of all nodes to stop after a checkpoint."""
-        self.nodes.shared.mkdir(parents=True, exist_ok=True)
-        self.nodes.stop_file.touch()
+        """Tell the ranks of all nodes to stop after a checkpoint, once there are some."""
+        if self.met:
+            self.notes.ask_to_stop()
 
     def kill(self) -> None:
         """End the agent at once, and with it its ranks, which are tied to its life."""
@@ -98,7 +88,7 @@ class _Supervisor:
         folder = self.private / str(attempt.number)
         folder.mkdir()
         logs = self._logs_folder(attempt)
-        report, outcome = folder / "report.json", folder / "outcome.json"
+        started, report, outcome = folder / "started", folder / "report.json", folder / "outcome.json"
         split = ["--split", str(attempt.split)] if attempt.split > 1 else []
         order = Order(
             parent=os.getpid(),
@@ -108,9 +98,11 @@ class _Supervisor:
             host=launch.host,
             port=launch.port + attempt.number if launch.port else 0,
             local_addr=launch.local_addr,
-            join_seconds=launch.join_seconds,
+            # the others come when their agent has ended
+            join_seconds=launch.join_seconds + (AGREE_SECONDS if attempt.number else 0),
             command=[*self.nodes.command, *split],
             logs=str(logs),
+            started=str(started),
             report=str(report),
         )
         if launch.nodes * launch.ranks_per_node > 1:
@@ -118,32 +110,51 @@ class _Supervisor:
         self.agent = subprocess.Popen(
             order.start(), env=self._environment(outcome, logs), start_new_session=True, stdin=subprocess.DEVNULL
         )
-        code = self.agent.wait()
-        return self._ended(code, report, read_outcome(outcome), self._keep(logs, attempt))
+        code = self._wait(self.agent, attempt, started, outcome)
+        if code == -signal.SIGKILL and not self.stop.killed and self.notes.announced(attempt):
+            self._keep(logs, attempt)
+            return Outcome(EXIT_FAILED, "a rank of another node ran out of memory", lost=True)
+        logs = self._keep(logs, attempt)
+        ended = self._ended(code, report, read_outcome(outcome), logs)
+        self._tidy(logs, ended)
+        return ended
+
+    def _wait(self, agent: subprocess.Popen[bytes], attempt: Attempt, started: Path, outcome: Path) -> int:
+        """Exit code of the agent. Ends it where all start again anyway: ranks may notice a lost one only much later."""
+        polls_left = MEMORY_SECONDS / POLL_SECONDS
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                return agent.wait(POLL_SECONDS)
+            if self.nodes.launch.nodes > 1:
+                self.met = self.met or started.exists()
+                if self.stop.asked:
+                    self.ask()
+                elif self.met and self.notes.announced(attempt):
+                    self.kill()
+            written = read_outcome(outcome)
+            polls_left -= written is not None and written.exit_code == EXIT_MEMORY
+            if polls_left < 0:
+                self.kill()
 
     def agree(self, attempt: Attempt, outcome: Outcome, then: Attempt | None) -> Attempt | None:
         """With several nodes: tell the others about a new attempt, or wait whether one of them starts one."""
         if self.nodes.launch.nodes == 1:
             return then
-        note = self.nodes.retry_file(attempt)
         if then is not None:
-            note.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(note, str(then.split))
-            return then
+            return then if self.notes.announce(attempt, then) else None
         if outcome.exit_code != EXIT_FAILED or not outcome.lost:
             return None
         deadline = time.monotonic() + AGREE_SECONDS
         while time.monotonic() < deadline and not self.stop.asked:
-            # the list of names: network file systems may remember for long that one file did not exist
-            if note.parent.is_dir() and note in note.parent.iterdir():
-                return Attempt(attempt.number + 1, int(note.read_text(encoding="utf-8")))
-            time.sleep(0.2)
+            if then := self.notes.announced(attempt):
+                return then
+            time.sleep(POLL_SECONDS)
         return None
 
     def _environment(self, outcome: Path, logs: Path) -> dict[str, str]:
         launch = self.nodes.launch
         added = rank_environment(os.environ, launch.ranks_per_node, logs, interface_of(launch.local_addr))
-        control = {"SCALE_OUTCOME": str(outcome), "SCALE_STOP_FILE": str(self.nodes.stop_file)}
+        control = {"SCALE_OUTCOME": str(outcome), "SCALE_STOP_FILE": str(self.notes.stop_file)}
         return {**os.environ, **added, **control}
 
     def _log_name(self, attempt: Attempt) -> str:
@@ -171,6 +182,14 @@ class _Supervisor:
             return target
         return logs
 
+    def _tidy(self, logs: Path, ended: Outcome) -> None:
+        """Remove temporary logs that say no more than the last line."""
+        if self.nodes.run in logs.parents:
+            return
+        empty = not any(file.stat().st_size for file in logs.iterdir())
+        if ended.exit_code == EXIT_USAGE or (empty and str(logs) not in ended.text):
+            shutil.rmtree(logs, ignore_errors=True)
+
     def _ended(self, code: int, report: Path, written: Outcome | None, logs: Path) -> Outcome:
         try:
             content = json.loads(report.read_text(encoding="utf-8"))
@@ -195,11 +214,10 @@ def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
     """Entry point of launch/torchrun.sh. Returns the exit code."""
     try:
         launch, args = read_launch(arguments, environment)
-        nodes = Nodes(launch, *_work(args, launch))
+        return supervise(Nodes(launch, *_work(args, launch)))
     except ScaleError as error:
         print(f"scale: error: {error}", file=sys.stderr)
         return error.exit_code
-    return supervise(nodes)
 
 
 def _work(args: argparse.Namespace, launch: Launch) -> tuple[list[str], Path]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
-from scale.cluster.options import read_launch
-from scale.cluster.supervise import Nodes, supervise
+from scale.cluster import supervise
 
 if __name__ == "__main__":
     run, mode, *options = sys.argv[1:]
-    launch, _ = read_launch([*options, "config.yaml"], os.environ)
-    sys.exit(supervise(Nodes(launch, ["-m", "tests.cluster.fake_rank", *mode.split(",")], Path(run))))
+    supervise._work = lambda args, launch: (["-m", "tests.cluster.fake_rank", *mode.split(",")], Path(run))
+    sys.exit(supervise.main([*options, "config.yaml"]))

@@ -37,9 +37,15 @@ def main() -> int:
     if mode == "fail":
         return outcome(1, text="the data are bad") if RANK == 1 else lose_peers()
     if mode == "usage":
+        print("an error", file=sys.stderr)
         return outcome(2, text="data.path = 'x': no such file")
     if mode == "memory" and split < int(rest[0]):
         return outcome(76, text=f"out of memory with split {split}") if RANK == 1 else lose_peers()
+    if mode == "deaf" and split == 1:  # other ranks notice nothing and do not end when they are asked to
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if int(rest[0]) == RANK:
+            return outcome(76, text="out of memory")
+        time.sleep(1000)
     if mode == "killed":  # rank 0 speaks first, although it only lost the other one
         if RANK == 1:
             while not Path(os.environ["SCALE_OUTCOME"]).exists():

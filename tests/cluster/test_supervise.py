@@ -30,7 +30,7 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.cluster.fake_launch", str(run), mode, "--ranks-per-node", "2", *options],
             cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env=os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)},
             stdout=stdout,
             stderr=subprocess.PIPE,
             text=True,
@@ -88,12 +88,17 @@ def test_first_error_is_printed_once_and_last(launch: Callable[..., subprocess.P
     assert err[-1] == "scale: error: rank 1: the data are bad"
     assert sum("scale: error" in line for line in err) == 1
     assert not (tmp_path / "runs" / "demo").exists()
+    [logs] = tmp_path.glob("scale-*")
+    assert (logs / "rank-1.err").read_text() == "warning of rank 1\n"
+    assert err[1:-1] == ["warning of rank 0"]  # torchrun's own lines go to a file
+    assert "closing signal" in (logs / "agent.log").read_text()
 
 
-def test_usage_error_keeps_its_code(launch: Callable[..., subprocess.Popen[str]]) -> None:
+def test_usage_error_keeps_its_code(launch: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
     code, _, err = ended(launch("usage"))
     assert code == 2
     assert re.fullmatch(r"scale: error: rank [01]: data.path = 'x': no such file", err[-1])
+    assert not list(tmp_path.glob("scale-*"))  # the logs say no more than that line
 
 
 def test_killed_rank_is_named_though_another_one_spoke(launch: Callable[..., subprocess.Popen[str]]) -> None:
@@ -180,6 +185,76 @@ def test_two_nodes_start_again_together(launch: Callable[..., subprocess.Popen[s
         "rank 0 of 4 split 1 terminal False",
         "rank 0 of 4 split 2 terminal False",
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [1, 3])
+def test_two_nodes_start_again_though_ranks_do_not_notice(
+    launch: Callable[..., subprocess.Popen[str]], rank: int
+) -> None:
+    """Out of memory on either node: neither its neighbour nor the ranks of the other node would end for 1000 s."""
+    results = [ended(process) for process in two_nodes(launch, f"deaf,{rank}")]
+    assert [code for code, _, _ in results] == [0, 0], results
+    assert "rank 0 of 4 split 2 terminal False" in "".join(out for _, out, _ in results)
+    again = [line for _, _, err in results for line in err if "starting again" in line]
+    assert len(again) == 2 and sum("a rank of another node ran out of memory; starting" in line for line in again) == 1
+
+
+def test_a_second_launcher_leaves_the_first_alone(launch: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    first = launch(f"stop,{tmp_path}")
+    pids(tmp_path, 2)
+    others = tmp_path / "others"
+    others.mkdir()
+    second = launch(f"stop,{others}")
+    pids(others, 2)
+    second.send_signal(signal.SIGINT)
+    assert ended(second)[0] == 75
+    assert first.poll() is None
+    first.send_signal(signal.SIGTERM)
+    assert ended(first)[0] == 75
+    assert not list((tmp_path).glob("runs/.demo*"))
+
+
+def notes(folder: Path) -> Path:
+    return folder / "runs" / ".demo.launch-run"
+
+
+@pytest.mark.slow
+def test_a_second_launcher_of_several_nodes_is_refused(
+    launch: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    both = two_nodes(launch, f"stop,{tmp_path}")
+    ranks = pids(tmp_path, 4)
+    common = ["--nodes", "2", "--host", "127.0.0.1", "--port", str(free_port()), "--join-seconds", "5"]
+    code, _, err = ended(launch("ok", *common, "--node-rank", "0"))
+    assert (code, len(err)) == (2, 1)
+    assert str(notes(tmp_path)) in err[0] and f"process {both[0].pid} on " in err[0]
+    other = launch("ok", *common, "--node-rank", "1")
+    time.sleep(1)
+    other.send_signal(signal.SIGINT)
+    assert ended(other)[0] == 1
+    assert not (notes(tmp_path) / "stop").exists() and all(Path(f"/proc/{rank}").exists() for rank in ranks)
+    both[0].send_signal(signal.SIGINT)
+    assert [ended(process)[0] for process in both] == [75, 75]
+    assert not notes(tmp_path).exists()
+
+
+@pytest.mark.slow
+def test_notes_of_a_killed_launcher_are_no_longer_read(
+    launch: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    notes(tmp_path).mkdir(parents=True)
+    for name, text in {"owner": "process 1 on nowhere", "stop": "", "retry.0": "2"}.items():
+        (notes(tmp_path) / name).write_text(text)
+    port = str(free_port())
+    common = ["--nodes", "2", "--host", "127.0.0.1", "--port", port]
+    late = launch("memory,2", *common, "--node-rank", "1")
+    time.sleep(3)
+    assert late.poll() is None
+    results = [ended(process) for process in (launch("memory,2", *common, "--node-rank", "0"), late)]
+    assert [code for code, _, _ in results] == [0, 0], results
+    assert [line.split()[5] for _, out, _ in results for line in out.splitlines()] == ["1", "2"]
+    assert not notes(tmp_path).exists()
 
 
 @pytest.mark.slow
