@@ -4,4 +4,5 @@ set -eu
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 python="${PYTHON:-$here/.venv/bin/python}"
 [ -x "$python" ] || python=python3
+export PYTHONPATH="$here:$here/kernels${PYTHONPATH:+:$PYTHONPATH}"
 exec "$python" -m scale.cluster.supervise "$@"

@@ -2,23 +2,23 @@
 # What all job scripts share: preflight, training on every node, checkpoint and requeue. A job script sources this file
 # and calls `scale_job CONFIG key=value ...`. docs/slurm.md describes it and the variables that may be set.
 
-readonly EXIT_FAILED=1 EXIT_STOPPED=75 # scale/errors.py; 75: stopped on request, after writing a checkpoint
-readonly LAST_WORDS=90                 # seconds that nodes have to end after the first did; launchers need up to 75
-readonly ANSWER_WITHIN=60              # seconds in which a living node starts a step
-SIGNALS=0                              # how many signals have been handled
+readonly EXIT_STOPPED=75  # scale/errors.py: stopped on request, after writing a checkpoint
+readonly LAST_WORDS=120   # seconds that nodes have to end after the first did; launchers need up to 105
+readonly ANSWER_WITHIN=60 # seconds in which a living node starts a step
+SIGNALS=0                 # how many signals have been handled
 
 say() { echo "slurm: $(date '+%F %T') $*"; }
 
 scale_job() {
   PYTHON=${PYTHON:-$SCALE_HOME/.venv/bin/python}
   if [[ ! -x $PYTHON ]]; then PYTHON=$(command -v python3); fi
-  export PYTHON
+  export PYTHON PYTHONPATH="$SCALE_HOME:$SCALE_HOME/kernels${PYTHONPATH:+:$PYTHONPATH}"
   RUNS=$("$PYTHON" -m scale.cluster.runs_folder "$@") # a wrong config ends the job here, with exit code 2
   mkdir -p "$RUNS"
   plan_job
   if ((RESTARTS > MAX_RESTARTS)); then
-    say "restarted more often than SCALE_MAX_RESTARTS = $MAX_RESTARTS allows: giving up"
-    exit "$EXIT_FAILED"
+    say "restarted more often than SCALE_MAX_RESTARTS = $MAX_RESTARTS allows: submit again to go on"
+    exit "$EXIT_STOPPED"
   fi
   trap 'ask_to_stop USR1' USR1
   trap 'ask_to_stop TERM' TERM

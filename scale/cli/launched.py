@@ -71,6 +71,10 @@ def told_to_launcher() -> Iterator[Launcher]:
         if not first:
             raise Elsewhere(str(error), error.exit_code) from None
         raise
+    except MemoryError as error:
+        text = "out of host memory (fewer ranks on this machine, or more memory for each)"
+        launcher.tell(EXIT_FAILED, f"rank {os.environ.get('RANK', '0')}: {text}")
+        raise ScaleError(text) from error
     except BaseException as error:
         launcher.tell(
             EXIT_FAILED, " ".join(f"rank {os.environ.get('RANK', '0')}: {type(error).__name__}: {error}".split())

@@ -59,6 +59,7 @@ class RankActor:
         self.private = Path(tempfile.mkdtemp(prefix="scale-ray-"))
         self.stop_file = self.private / "stop"
         self.process: subprocess.Popen[bytes] | None = None
+        self.task: Task | None = None
         self.heard = time.monotonic()
         threading.Thread(target=self._watch_driver, daemon=True).start()
 
@@ -73,9 +74,10 @@ class RankActor:
 
     def run(self, task: Task) -> Result:
         """The rank, from start to end."""
+        self.task = task
         outcome, log = self.private / "outcome.json", self.private / f"rank-{task.rank}.log"
         interface = interface_of(task.address)
-        added = rank_environment(os.environ, task.ranks_here, task.logs, interface)
+        added = rank_environment(os.environ, task.ranks_here, self.private, interface)
         control = {"SCALE_OUTCOME": str(outcome), "SCALE_STOP_FILE": str(self.stop_file), PARENT: str(os.getpid())}
         with log.open("wb") as file:
             # in this thread, which waits for it: Linux ties the child to the life of the thread
@@ -104,10 +106,21 @@ class RankActor:
         return b""
 
     def clean(self) -> None:
-        """Remove what is left on this machine."""
+        """Remove what is left on this machine, but for what NCCL's flight recorder wrote of a rank that hangs."""
+        if self.task is not None:
+            self._keep_traces(self.task)
         shutil.rmtree(self.private, ignore_errors=True)
 
+    def _keep_traces(self, task: Task) -> None:
+        """Into the run folder. They are written on this machine, as a refused config must not leave a run folder."""
+        if task.run.is_dir():
+            for trace in self.private.glob("nccl_trace_rank_*"):
+                with suppress(OSError):
+                    task.logs.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(trace, task.logs)
+
     def _keep(self, log: Path, task: Task) -> str:
+        self._keep_traces(task)
         if task.run.is_dir() and task.rank != 0:
             with suppress(OSError):
                 task.logs.mkdir(parents=True, exist_ok=True)
