@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import FunctionType
 
 import torch
 from scale_kernels.rssm import RssmWeights, rollout
@@ -39,7 +40,8 @@ def compiled(given: Given) -> Ready:
     """
     weights, h0_EPH, z0_EPZ, actions, eps_TEPZ = given
     on_gpu = h0_EPH.is_cuda
-    step = torch.compile(_step, fullgraph=True, dynamic=False, mode="reduce-overhead" if on_gpu else None)
+    own = FunctionType(_step.__code__.replace(), _step.__globals__)  # or all shapes would share one cache of 8 entries
+    step = torch.compile(own, fullgraph=True, dynamic=False, mode="reduce-overhead" if on_gpu else None)
 
     def run() -> Results:
         h_EPH, z_EPZ, outputs = h0_EPH, z0_EPZ, []
