@@ -95,10 +95,20 @@ def test_a_killed_rank_ends_the_others(config: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("strategy", ["auto", pytest.param("deepspeed", marks=pytest.mark.slow)])
 def test_a_hung_rank_ends_the_others(config: Path, strategy: str) -> None:
-    """DeepSpeed, here with ZeRO-2, exchanges gradients in process groups of its own."""
-    words = ["train.steps=100000", "compute.timeout=10", f"compute.strategy={strategy}", "compute.deepspeed.stage=2"]
+    """DeepSpeed, here with ZeRO-2, exchanges gradients in process groups of its own: after each of many micro-batches, so
+    that the other rank all but surely waits there."""
+    words = [
+        "batch.sequences=128",
+        "batch.micro=1",
+        "train.steps=100000",
+        "compute.timeout=10",
+        f"compute.strategy={strategy}",
+        "compute.deepspeed.stage=2",
+    ]
     processes = start_train([[str(config), *words]] * 2)
     wait_for(lambda: steps_of(config) >= 3)
+    rows = (config.parent / "runs" / "tiny" / "metrics.jsonl").read_text().splitlines()
+    time.sleep(0.4 * json.loads(rows[2])["step_time_ms"] / 1000)  # into the middle of a step
     processes[1].process.send_signal(signal.SIGSTOP)
     (result,) = end(processes[:1], timeout=60)
     processes[1].process.kill()
