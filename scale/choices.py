@@ -197,7 +197,7 @@ def settled(config: PretrainRun, choices: Choices, world_size: int) -> dict[str,
     chosen = {key: choice.value for key, choice in made.items() if asked[key] == "auto"}
     for key in ("batch.micro", "compute.loss"):
         if key in chosen:
-            chosen[f"{key} on {world_size} ranks"] = chosen.pop(key)
+            chosen[f"{key} with {choices.strategy.value} on {world_size} ranks"] = chosen.pop(key)
     return chosen
 
 

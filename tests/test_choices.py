@@ -152,8 +152,8 @@ def test_what_a_resumed_run_must_share(make_config: MakeConfig) -> None:
         "compute.compile": "off",
         "compute.kernels": "off",
         "compute.recompute": "off",
-        "batch.micro on 2 ranks": "8",
-        "compute.loss on 2 ranks": "full",
+        "batch.micro with single on 2 ranks": "8",
+        "compute.loss with single on 2 ranks": "full",
     }
 
 
