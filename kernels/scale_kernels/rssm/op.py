@@ -6,7 +6,11 @@ import torch
 from torch import Tensor
 
 from scale_kernels.rssm.cpu import rollout_cpu
+from scale_kernels.rssm.reference import rollout_reference
 from scale_kernels.rssm.weights import RssmWeights, check
+
+SMALL = 4096
+"""Paths times hidden units up to which `cpu.py` was no slower than the plain loop: beyond, products outweigh calls."""
 
 
 def rollout(
@@ -35,7 +39,8 @@ def rollout(
         raise ValueError("rssm: rollout has no backward pass: use rollout_reference, or call it under torch.no_grad()")
     with torch.no_grad():
         if not on_gpu:
-            return rollout_cpu(weights, h0_EPH, z0_EPZ, actions, eps_TEPZ)
+            small = h0_EPH.shape[1] * weights.hidden <= SMALL
+            return (rollout_cpu if small else rollout_reference)(weights, h0_EPH, z0_EPZ, actions, eps_TEPZ)
         from scale_kernels.rssm.launch import rollout_triton
 
         return rollout_triton(weights, h0_EPH, z0_EPZ, actions, eps_TEPZ)
