@@ -1,10 +1,11 @@
 """The rollout on a CPU, where a step of small members costs what its calls into torch cost: ten of them.
 
-The action part of all steps is one product before the loop, the heads of all steps are one after it. Within a step all
-gates are one product over the state [z, h]: the new gate has two blocks of columns, because the reset gate scales only
-its hidden part. Those columns are doubled, and the new gate is tanh(x) = 2 sigmoid(2x) - 1: torch.tanh hands even a few
-hundred numbers to several threads, which costs more than the rest of the step. `min_std * eps` is added to the prior's bias beforehand. Every result is written into its place in
-buffers made once, so that no step allocates, slices or concatenates.
+The action part of all steps is one product before the loop, the heads of all steps are one after it. Within a step
+all gates are one product over the state [z, h]: the new gate has two blocks of columns, because the reset gate scales
+only its hidden part. Those columns are doubled, and the new gate is tanh(x) = 2 sigmoid(2x) - 1: torch.tanh hands
+even a few hundred numbers to several threads, which costs more than the rest of the step. `min_std * eps` is added to
+the prior's bias beforehand. Every result is written into its place in buffers made once, so that no step allocates,
+slices or concatenates.
 """
 
 from __future__ import annotations
