@@ -15,7 +15,6 @@ from scale.checks import (
     check_length,
     check_memory,
     check_plan,
-    check_rows,
     check_same_device,
     check_same_everywhere,
     check_same_run,
@@ -33,6 +32,7 @@ from scale.choices import (
     to_fp8,
 )
 from scale.config import PretrainRun, to_yaml
+from scale.config.rows import check_rows
 from scale.config.run import ComputeConfig
 from scale.data.curriculum import seq_len_schedule
 from scale.data.planner import Planner

@@ -18,7 +18,7 @@ from scale.errors import EXIT_FAILED, EXIT_OK, EXIT_STOPPED, Elsewhere, LostRank
 def error_line(error: ScaleError) -> str:
     """The text of an error, with the rank where there are several and it is not the same on all."""
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
-    return str(error) if alone or error.shared else f"rank {os.environ.get('RANK')}: {error}"
+    return str(error) if alone or error.shared or "RANK" not in os.environ else f"rank {os.environ['RANK']}: {error}"
 
 
 def prints_errors() -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from scale.errors import EXIT_FAILED, EXIT_MEMORY, EXIT_OK, EXIT_STOPPED
 
 MEMORY_ATTEMPTS = 6
 """How often ranks start again with halved micro-batches after running out of memory."""
+ECHO_SECONDS = 0.2
+"""A second signal so soon is the first one again: `timeout` signals a process and then its group."""
 BY_LAUNCHER = (signal.SIGTERM, signal.SIGABRT)
 """Signals by which ranks also die when another failed first: the agent's own, and NCCL's watchdog."""
 
@@ -90,6 +93,7 @@ class Stop:
 
     def __init__(self, ask: Callable[[], None], kill: Callable[[], None]):
         self.ask, self.kill, self.asked, self.killed = ask, kill, False, False
+        self._first = 0.0
 
     def __enter__(self) -> Stop:
         self._before = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
@@ -100,11 +104,13 @@ class Stop:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.asked and time.monotonic() - self._first < ECHO_SECONDS:
+            return
         if self.asked and number != signal.SIGUSR1:
             self.killed = True
             self.kill()
         elif not self.asked:
-            self.asked = True
+            self.asked, self._first = True, time.monotonic()
             say(f"{signal.Signals(number).name}: stopping after a checkpoint (again: at once, without one)")
             self.ask()
 

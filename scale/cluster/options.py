@@ -15,6 +15,7 @@ from typing import NoReturn
 from scale.errors import UsageError
 
 PORT = 29500
+LAST_PORT = 65529
 JOIN_SECONDS = 45
 """Together with starting Python and torch less than a minute."""
 
@@ -63,6 +64,9 @@ def read_launch(arguments: Sequence[str] | None, environment: Mapping[str, str])
     ranks = _number(args.ranks_per_node, "--ranks-per-node", environment, ("GPUS_PER_NODE", "SLURM_GPUS_ON_NODE"), 1)
     ranks = ranks if ranks is not None else _own_gpus()
     identity = args.id or _identity(environment)
+    port = _number(args.port, "--port", environment, ("MASTER_PORT",), 1) or PORT
+    if port > LAST_PORT:
+        raise UsageError(f"--port {port}: expected 1 to {LAST_PORT} (the six after it are used as well)")
     if nodes == 1:
         return Launch(ranks, identity=identity, join_seconds=args.join_seconds), args
     node_rank = _number(args.node_rank, "--node-rank", environment, ("NODE_RANK", "SLURM_NODEID"), 0)
@@ -76,7 +80,7 @@ def read_launch(arguments: Sequence[str] | None, environment: Mapping[str, str])
         nodes,
         node_rank,
         host,
-        _number(args.port, "--port", environment, ("MASTER_PORT",), 1) or PORT,
+        port,
         args.local_addr or own_address(host),
         identity,
         args.join_seconds,

@@ -224,7 +224,14 @@ def _work(args: argparse.Namespace, launch: Launch) -> tuple[list[str], Path]:
     """Command of a rank and its run folder. Reads the config, so that a wrong one is refused before anything starts."""
     from scale.cluster.work import train_command
 
-    return train_command(args.config, args.overrides, args.allow_change, args.new, several=launch.nodes > 1)
+    return train_command(
+        args.config,
+        args.overrides,
+        args.allow_change,
+        args.new,
+        several=launch.nodes > 1,
+        ranks=launch.nodes * launch.ranks_per_node,
+    )
 
 
 if __name__ == "__main__":

@@ -141,7 +141,15 @@ def join(device: str | None = "auto") -> Ranks:
     place = torch.device("cpu") if device is None else _device(device, local_rank)
     if world_size == 1:
         return Ranks(device=place)
+    if rank >= world_size:
+        raise UsageError(f"RANK = {rank} in the environment: expected less than WORLD_SIZE = {world_size}")
     address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing or not os.environ["MASTER_PORT"].isdigit():
+        what = f"not {', '.join(missing)}" if missing else f"MASTER_PORT = {os.environ['MASTER_PORT']!r} is no port"
+        raise UsageError(
+            f"WORLD_SIZE = {world_size} in the environment, but {what} (start ranks with launch/torchrun.sh)"
+        )
     try:
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",

@@ -9,9 +9,10 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from scale.build import STRATEGIES
-from scale.checks import check_length, check_rows
+from scale.checks import check_length
 from scale.choices import Choices, Model, attention_of, choose_strategy, decide, kernels_of
 from scale.config import PretrainRun
+from scale.config.rows import check_rows
 from scale.errors import MissingExtra, UsageError
 from scale.hardware import Choice, Hardware
 from scale.models.adapters import add_adapter

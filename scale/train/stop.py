@@ -35,7 +35,7 @@ class StopSignal:
     def asked(self) -> str | None:
         """Why to stop now, or None: the same answer on every rank. Collective, so call it once a step."""
         if self.file is not None and (self.ranks is None or self.ranks.rank == 0) and self.file.exists():
-            self.reason = self.reason or f"{self.file.name} exists"
+            self.reason = self.reason or "the launcher asks to stop"
         if self.ranks is not None and self.ranks.any(self.reason is not None):
             self.reason = self.reason or "signal on another rank"
         return self.reason

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from scale.cluster.attempts import ECHO_SECONDS
 from tests.distributed.harness import ROOT, free_port
 
 LIMIT = 100
@@ -139,6 +140,7 @@ def test_second_signal_kills(launch: Callable[..., subprocess.Popen[str]], tmp_p
     assert process.stderr is not None
     while "stopping" not in process.stderr.readline():
         pass
+    time.sleep(1.5 * ECHO_SECONDS)
     process.send_signal(signal.SIGINT)
     code, _, err = ended(process)
     assert code == 1
