@@ -252,5 +252,5 @@ def test_packages_that_raise_on_import_are_judged_all_the_same(tmp_path: Path, m
     distribution(tmp_path, "transformer_engine_torch", "1.0")
     monkeypatch.syspath_prepend(str(tmp_path))
     states = {name: state for name, state, _ in doctor.extras()}
-    assert states["fp8"] == "does not fit: transformer-engine-torch 1.0"
+    assert states["te"] == "does not fit: transformer-engine-torch 1.0"
     assert sum("transformer-engine-torch 1.0 is installed, but >=2" in p for p in doctor.package_problems()) == 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,16 @@ def error_line(error: ScaleError) -> str:
 def prints_errors() -> bool:
     """Not so rank 0 under a launcher: they share a terminal, and the launcher prints the first error, once and last."""
     return "SCALE_OUTCOME" not in os.environ or os.environ.get("RANK") != "0"
+
+
+def failed(code: int) -> int:
+    """The exit code of a failed rank. Where there are other ranks it ends here and now: threads of a process group whose
+    peers have gone are not to be waited for, and C++ would abort over them at a normal exit."""
+    if os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 class Launcher:

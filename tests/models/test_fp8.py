@@ -143,7 +143,7 @@ def test_nothing_to_convert_and_missing_backends(monkeypatch):
     here = {"torchao"}
     monkeypatch.setattr(fp8, "installed", lambda name: name in here)
     assert backend(CONFIG) == "torchao" and backend(Fp8Config(backend="te")) is None
-    with pytest.raises(MissingExtra, match=r"scale-trainer\[fp8\]"):
+    with pytest.raises(MissingExtra, match=r"scale-trainer\[te\]"):
         convert(tiny(), Fp8Config(backend="te", smallest=32))
     here.clear()
     here.add("transformer_engine")
