@@ -19,7 +19,7 @@ test: .venv/dev
 	$(PYTEST) -m "not slow and not gpu"
 
 test-slow: .venv/dev
-	$(PYTEST) -m "slow and not gpu"
+	$(PYTEST) --dist loadfile -m "slow and not gpu"  # one worker a file: only one Ray, one Slurm at a time
 
 test-all: test test-slow
 
