@@ -27,9 +27,9 @@ def prints_errors() -> bool:
     return "SCALE_OUTCOME" not in os.environ or os.environ.get("RANK") != "0"
 
 
-def failed(code: int) -> int:
-    """The exit code of a failed rank. Where there are other ranks it ends here and now: threads of a process group whose
-    peers have gone are not to be waited for, and C++ would abort over them at a normal exit."""
+def end_rank(code: int) -> int:
+    """The exit code. A rank among others ends here and now, with everything written: at a normal exit the interpreter is
+    taken down beside threads of process groups that may still run, and now and then C++ aborts over one (exit -6)."""
     if os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from scale import __version__
 from scale.cli import data, model, plan, train
-from scale.cli.launched import error_line, failed, prints_errors
+from scale.cli.launched import end_rank, error_line, prints_errors
 from scale.cluster.lifeline import die_with_launcher
 from scale.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, Elsewhere, ScaleError
 
@@ -63,13 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        return int(args.run(args) or EXIT_OK)
+        return end_rank(int(args.run(args) or EXIT_OK))
     except Elsewhere as error:
-        return failed(error.exit_code)
+        return end_rank(error.exit_code)
     except ScaleError as error:
         if prints_errors():
             print(f"scale: error: {error_line(error)}", file=sys.stderr)
-        return failed(error.exit_code)
+        return end_rank(error.exit_code)
     except BrokenPipeError:
         return EXIT_OK  # the reader of our output (head, less) has seen enough
     except KeyboardInterrupt:

@@ -90,6 +90,7 @@ def _train_here(args: argparse.Namespace) -> int:
         if ranks.rank == 0:
             facts_table(trainer.recorder.facts)
         outcome = "dry run" if args.dry_run else trainer.fit()
+        ranks.barrier()  # none closes its connections while another still reads from them
     leave()
     if args.dry_run:
         return EXIT_OK

@@ -123,7 +123,8 @@ def test_a_stop_file_stops_all_ranks_after_a_checkpoint(config: Path, tmp_path: 
     folder = config.parent / "runs" / "tiny"
     wait_for(lambda: (folder / "metrics.jsonl").exists())
     stop.touch()
-    assert [code for code, _ in end(processes, timeout=60)] == [0, 0]
+    results = end(processes, timeout=60)
+    assert [code for code, _ in results] == [0, 0], results
     assert json.loads(outcome.read_text())["exit_code"] == 75
     assert json.loads((folder / "run_state.json").read_text())["status"] == "paused"
     assert list((folder / "checkpoints").glob("step_*"))
@@ -133,7 +134,8 @@ def test_a_signal_to_one_rank_stops_all(config: Path) -> None:
     processes = start_train([[str(config), "train.steps=100000"]] * 2)
     wait_for(lambda: steps_of(config) >= 3)
     os.kill(processes[1].process.pid, signal.SIGUSR1)
-    assert [code for code, _ in end(processes, timeout=60)] == [75, 75]
+    results = end(processes, timeout=60)
+    assert [code for code, _ in results] == [75, 75], results
 
 
 def test_out_of_memory_on_one_rank_ends_all_and_asks_for_a_smaller_start(config: Path, tmp_path: Path) -> None:
