@@ -24,10 +24,11 @@ def outcome(code: int, text: str = "", lost: bool = False) -> int:
 
 
 def lose_peers() -> int:
-    """Ranks lose another one only after it has told why; those of other nodes see no more of that than time passing."""
-    limit = time.monotonic() + (60 if RANK == 0 else 0.5)
+    """Ranks lose another one only after it has said why; those of other nodes see no more of that than time passing."""
+    limit = time.monotonic() + (60 if RANK == 0 else 0)
     while time.monotonic() < limit and not Path(os.environ["SCALE_OUTCOME"]).exists():
         time.sleep(0.02)
+    time.sleep(0.5)
     return outcome(1, text="lost contact with another rank", lost=True)
 
 

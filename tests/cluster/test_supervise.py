@@ -176,13 +176,13 @@ def two_nodes(launch: Callable[..., subprocess.Popen[str]], mode: str) -> list[s
 @pytest.mark.slow
 def test_two_nodes(launch: Callable[..., subprocess.Popen[str]]) -> None:
     results = [ended(process) for process in two_nodes(launch, "ok")]
-    assert [code for code, _, _ in results] == [0, 0], results
+    assert [code for code, _, _ in results] == [0, 0], "\n".join(line for _, _, err in results for line in err)
     assert "".join(out for _, out, _ in results) == "rank 0 of 4 split 1 terminal False\n"
 
 
 def test_two_nodes_start_again_together(launch: Callable[..., subprocess.Popen[str]]) -> None:
     results = [ended(process) for process in two_nodes(launch, "memory,2")]
-    assert [code for code, _, _ in results] == [0, 0], results
+    assert [code for code, _, _ in results] == [0, 0], "\n".join(line for _, _, err in results for line in err)
     assert sorted("".join(out for _, out, _ in results).splitlines()) == [
         "rank 0 of 4 split 1 terminal False",
         "rank 0 of 4 split 2 terminal False",
@@ -196,7 +196,7 @@ def test_two_nodes_start_again_though_ranks_do_not_notice(
 ) -> None:
     """Out of memory on either node: neither its neighbour nor the ranks of the other node would end for 1000 s."""
     results = [ended(process) for process in two_nodes(launch, f"deaf,{rank}")]
-    assert [code for code, _, _ in results] == [0, 0], results
+    assert [code for code, _, _ in results] == [0, 0], "\n".join(line for _, _, err in results for line in err)
     assert "rank 0 of 4 split 2 terminal False" in "".join(out for _, out, _ in results)
     again = [line for _, _, err in results for line in err if "starting again" in line]
     assert len(again) == 2 and sum("a rank of another node ran out of memory; starting" in line for line in again) == 1
@@ -254,7 +254,7 @@ def test_notes_of_a_killed_launcher_are_no_longer_read(
     time.sleep(3)
     assert late.poll() is None
     results = [ended(process) for process in (launch("memory,2", *common, "--node-rank", "0"), late)]
-    assert [code for code, _, _ in results] == [0, 0], results
+    assert [code for code, _, _ in results] == [0, 0], "\n".join(line for _, _, err in results for line in err)
     assert [line.split()[5] for _, out, _ in results for line in out.splitlines()] == ["1", "2"]
     assert not notes(tmp_path).exists()
 

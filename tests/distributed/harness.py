@@ -108,6 +108,7 @@ def _main() -> None:
     target, arguments, folder = sys.argv[1:]
     import torch
 
+    from scale.cli.launched import end_rank
     from scale.parallel.ranks import join, leave
 
     torch.set_num_threads(1)
@@ -117,6 +118,7 @@ def _main() -> None:
     Path(folder, f"{ranks.rank}.json").write_text(json.dumps(result))
     ranks.barrier()
     leave()
+    end_rank(0)
 
 
 if __name__ == "__main__":
