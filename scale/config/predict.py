@@ -1,0 +1,136 @@
+"""Predictive training: what may be foreseen instead of computed, and how it is kept honest."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from scale.config.base import Count, Fraction, Positive, Strict
+
+DirectionName = Literal["drift", "window", "optimizer", "singular", "masked_slope"]
+PRESETS: dict[str, dict[str, Any]] = {
+    "conservative": {"warmup": 200, "min_full": 30, "horizons": (5, 25), "confidence": 0.9, "members": 5, "sigma": 2.2},
+    "balanced": {"warmup": 100, "min_full": 20, "horizons": (10, 40), "confidence": 0.85, "members": 5, "sigma": 2.5},
+    "aggressive": {"warmup": 50, "min_full": 15, "horizons": (20, 80), "confidence": 0.75, "members": 3, "sigma": 3.5},
+}
+"""What a preset says where the config is silent."""
+
+
+class WorldConfig(Strict):
+    """The world model of the run: an ensemble of recurrent state-space models, trained while the run goes on."""
+
+    members: Annotated[int, Field(ge=1, le=16)] = 5
+    """Models in the ensemble; their disagreement is part of the uncertainty."""
+    hidden: Annotated[int, Field(ge=4, le=256)] = 32
+    """Deterministic state (GRU units) of a member."""
+    latent: Annotated[int, Field(ge=2, le=64)] = 8
+    """Stochastic state of a member."""
+    replay: Annotated[Count, Field(ge=64)] = 2048
+    """Moments of training kept to learn from."""
+    bptt: Annotated[int, Field(ge=3, le=128)] = 16
+    """Moments in a training window (truncated back-propagation through time)."""
+    train_every: Count = 10
+    """Observed moments between two updates of the world model."""
+    paths: Annotated[int, Field(ge=1, le=256)] = 16
+    """Sampled futures of each member."""
+
+
+class GuardConfig(Strict):
+    """What is checked before a jump counts, and what it may cost in memory."""
+
+    tokens: Annotated[int, Field(ge=0)] = 0
+    """Tokens of the fixed check batches, drawn from the training data once and never trained on. 0: one step's batch."""
+    correction_interval: Count = 15
+    """Predicted steps between two checking forwards, at which a jump is shrunk, stopped or rolled back."""
+    relax: Annotated[int, Field(ge=1)] = 5
+    """Full steps after a jump before it is judged: right after it, the loss misleads in both directions."""
+    drift: Positive = 0.1
+    """Largest change of the weights in one jump, relative to their norm."""
+    offload: bool = False
+    """Keep the snapshot of a jump in CPU memory."""
+    memory: Positive | None = None
+    """GiB that prediction may keep on each device (snapshots, directions); refused if it would need more."""
+
+
+class SelectionConfig(Strict):
+    """Which documents deserve a backward pass. Selection comes before packing; held-out loss on all sources judges it."""
+
+    kind: Literal["off", "history", "world"] = "off"
+    """history: the highest remembered loss first, unseen documents before all. world: as the world model foresees it."""
+    keep: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of the candidates that is trained on."""
+    unbiased: bool = False
+    """Draw in proportion to the score and weight losses by the inverse probability, instead of taking the best."""
+    memory: Annotated[float, Field(ge=0, lt=1)] = 0.7
+    """Weight of a document's earlier losses against its newest."""
+    probe: Fraction = 0.0
+    """Largest share of the candidates that are scored by a forward pass because the world model is unsure of them."""
+
+    @model_validator(mode="after")
+    def _check(self) -> SelectionConfig:
+        if self.probe and self.kind != "world":
+            raise ValueError(
+                f"selection.probe = {self.probe}: only selection.kind = 'world' knows what it is unsure of"
+            )
+        return self
+
+
+class PredictConfig(Strict):
+    """Skip backward passes that the run's world model foresees. Every jump is checked on data that is never trained on."""
+
+    enabled: bool = False
+    """Off: bit-identical to a run without this section."""
+    mode: Literal["auto", "always", "observe"] = "auto"
+    """auto: jump where it has paid, after relaxing, against full steps; stay in full steps otherwise. always: jump as soon
+    as rules and guard allow. observe: learn and forecast, never move a weight."""
+    use: Literal["adopt", "shadow"] = "adopt"
+    """adopt: training goes on from the predicted weights. shadow: they are checked and the best are kept and exported
+    while training goes on untouched."""
+    preset: Literal["conservative", "balanced", "aggressive"] = "balanced"
+    """Values of warmup, min_full, horizons, confidence, world.members and sigma where they are not given."""
+    warmup: Count = 100
+    """Full steps before the first jump."""
+    min_full: Count = 20
+    """Full steps between two jumps."""
+    horizons: Annotated[tuple[Count, ...], Field(min_length=1, max_length=8)] = (10, 40)
+    """Lengths of jumps to choose from, in steps."""
+    directions: Annotated[tuple[DirectionName, ...], Field(min_length=1, max_length=5)] = ("drift", "masked_slope")
+    """Where to jump: what the choice is from. Each keeps fp32 copies of the weights, which the table of facts counts."""
+    coefficients: Literal["world", "line", "fixed", "last"] = "world"
+    """How far along a direction: as the world model learned from how far past drift carried; as a straight line would; a
+    fixed share of it; the last update repeated."""
+    fixed: Positive = 0.5
+    """Share of the straight line under coefficients = fixed."""
+    confidence: Fraction = 0.85
+    """Least calibrated confidence of the world model for a jump."""
+    sigma: Positive = 2.5
+    """Loss this many standard deviations above its average counts as divergence: no jump for a while."""
+    every: Count = 1
+    """Steps between two looks at the weights (a look reads every weight a few times)."""
+    world: WorldConfig = WorldConfig()
+    guard: GuardConfig = GuardConfig()
+    selection: SelectionConfig = SelectionConfig()
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Of the world model, its sampled futures and the choice between jumps."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, given: Any) -> Any:
+        """The preset's values where nothing else is said."""
+        preset = PRESETS.get(given.get("preset", "balanced")) if isinstance(given, dict) else None
+        if preset is None:
+            return given
+        world = given.get("world")
+        filled = {key: value for key, value in preset.items() if key != "members"} | given
+        if world is None or isinstance(world, dict):
+            filled["world"] = {"members": preset["members"]} | (world or {})
+        return filled
+
+    @model_validator(mode="after")
+    def _check(self) -> PredictConfig:
+        if len(set(self.horizons)) < len(self.horizons) or len(set(self.directions)) < len(self.directions):
+            raise ValueError("horizons and directions: name each one once")
+        if "fixed" in self.model_fields_set and self.coefficients != "fixed":
+            raise ValueError(f"fixed = {self.fixed}: read only with coefficients = 'fixed'")
+        return self
