@@ -55,6 +55,10 @@ class EpochOrder:
         self._chunk: tuple[int, int] = (-1, -1)
         self._spans: list[Span] = []
 
+    def pieces(self, docs_N: np.ndarray, starts_N: np.ndarray) -> np.ndarray:
+        """(N,) numbers (0 to size - 1) of the pieces that hold these positions."""
+        return self._before(docs_N) + starts_N // self.longest
+
     def span(self, epoch: int, place: int) -> Span:
         """The piece at `place` (0 to size - 1) of an epoch."""
         chunk = (epoch, place // _CHUNK)
@@ -66,7 +70,10 @@ class EpochOrder:
         places = np.arange(first, min(first + _CHUNK, self.size))
         pieces = permuted(places, self.size, [self.seed, 0, self.source, epoch])
         docs = np.searchsorted(self._last, pieces, side="right")
-        before = np.where(docs > 0, self._last[docs - 1], 0)  # pieces of earlier documents
-        starts = (pieces - before) * self.longest
+        starts = (pieces - self._before(docs)) * self.longest
         stops = np.minimum(starts + self.longest, self.lengths[docs] - 1)
         return [Span(self.source, int(d), int(a), int(b)) for d, a, b in zip(docs, starts, stops, strict=True)]
+
+    def _before(self, docs_N: np.ndarray) -> np.ndarray:
+        """Pieces of earlier documents."""
+        return np.where(docs_N > 0, self._last[docs_N - 1], 0)

@@ -15,6 +15,8 @@ IGNORE = -100
 """Target of a position that is not learned."""
 
 NAMES = ("input_ids", "targets", "position_ids", "segment_ids")
+WEIGHTS = "weights"
+"""Name of the weights (B, L) of tokens in the loss, float32, where a selector asks for them."""
 
 
 class RowReader:
@@ -27,10 +29,13 @@ class RowReader:
     def __init__(self, documents: Sequence[Documents], cross_documents: bool = False, pad_id: int = 0):
         self.documents, self.cross_documents, self.pad_id = documents, cross_documents, pad_id
 
-    def block(self, rows: Sequence[Row], seq_len: int) -> Tensor:
-        """All tensors of some rows in one, int64 (4, B, L) in the order of `NAMES`: one piece of shared memory to pass."""
-        block_4BL = np.zeros((len(NAMES), len(rows), seq_len), dtype=np.int64)
-        input_BL, targets_BL, position_BL, segment_BL = block_4BL
+    def block(self, rows: Sequence[Row], seq_len: int, weights: Sequence[Sequence[float]] = ()) -> Tensor:
+        """All tensors of some rows in one, int64 (4, B, L) in the order of `NAMES`: one piece of shared memory to pass.
+
+        With `weights`, one for each span, a fifth plane holds those of the tokens: the bits of float64.
+        """
+        block_4BL = np.zeros((len(NAMES) + bool(weights), len(rows), seq_len), dtype=np.int64)
+        input_BL, targets_BL, position_BL, segment_BL = block_4BL[: len(NAMES)]
         input_BL[:], targets_BL[:] = self.pad_id, IGNORE
         for b, row in enumerate(rows):
             at = 0
@@ -42,6 +47,8 @@ class RowReader:
                 targets_BL[b, at:end] = ids[1:] if learned is None else np.where(learned, ids[1:], IGNORE)
                 position_BL[b, at:end] = np.arange(span.length)
                 segment_BL[b, at:end] = s
+                if weights:
+                    block_4BL[-1].view(np.float64)[b, at:end] = weights[b][s]
                 at = end
             position_BL[b, at:] = np.arange(seq_len - at)  # padding is a segment of its own
             segment_BL[b, at:] = len(row)
@@ -56,5 +63,6 @@ class RowReader:
 
 
 def unstack(block_4BL: Tensor) -> dict[str, Tensor]:
-    """The named tensors of a block, as views."""
-    return dict(zip(NAMES, block_4BL, strict=True))
+    """The named tensors of a block, as views (weights as float32)."""
+    named = dict(zip(NAMES, block_4BL[: len(NAMES)], strict=True))
+    return named | {WEIGHTS: plane_BL.view(torch.float64).float() for plane_BL in block_4BL[len(NAMES) :]}

@@ -7,16 +7,23 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from scale.data.feedback import by_piece, span_losses
+from scale.data.packing import Row
 from scale.data.planner import Plan, Planner
 from scale.data.rows import RowReader, unstack
+from scale.data.selection import LAG
 from scale.errors import UsageError
 from scale.protocols import Group, StepReport
+
+_PREFETCH = 2
+"""Groups that a worker reads ahead."""
 
 
 class _Blocks(Dataset[tuple[Plan, Tensor]]):
@@ -28,9 +35,9 @@ class _Blocks(Dataset[tuple[Plan, Tensor]]):
 
     def __getitem__(self, plan: Plan) -> tuple[Plan, Tensor]:
         share = len(plan.rows) // self.world_size
-        return replace(plan, rows=[]), self.reader.block(
-            plan.rows[self.rank * share : (self.rank + 1) * share], plan.seq_len
-        )
+        mine = slice(self.rank * share, (self.rank + 1) * share)
+        block_4BL = self.reader.block(plan.rows[mine], plan.seq_len, plan.weights[mine])
+        return replace(plan, rows=[], weights=[]), block_4BL
 
 
 class PackedSource:
@@ -39,6 +46,9 @@ class PackedSource:
     Workers only ever receive finished plans, so neither their number nor how far they run ahead changes a batch. Every
     plan is paired with the planner's state right after it; the state of the last group *drawn* is what is saved, with the
     `fingerprint` of the data that it counts.
+
+    With a selector in the planner the stepper tells each group's losses (`Group.hear`), which are put together with
+    `all_sum` over the ranks; each rank then knows all. Raises UsageError for workers that would plan too far ahead.
     """
 
     def __init__(
@@ -52,13 +62,16 @@ class PackedSource:
         world_size: int = 1,
         workers: int = 0,
         fingerprint: str = "",
+        all_sum: Callable[[Tensor], Tensor] = lambda values: values,
     ):
-        self.planner, self.seq_lens = planner, seq_lens
+        if planner.selector is not None:
+            _check_selection(reader, workers)
+        self.planner, self.seq_lens, self.all_sum = planner, seq_lens, all_sum
         self.names, self.micro_tokens = names, micro_tokens
         self.blocks = _Blocks(reader, rank, world_size)
         self.workers, self.fingerprint = workers, fingerprint
         self._state = planner.snapshot()
-        self._ahead: deque[dict[str, Any]] = deque()
+        self._ahead: deque[tuple[dict[str, Any], list[Row]]] = deque()
         self._stream: list[Iterator[tuple[Plan, Tensor]]] = []  # at most one
         weakref.finalize(self, self._stream.clear)  # also at exit: workers end when their iterator goes
 
@@ -69,15 +82,18 @@ class PackedSource:
                 batch_size=None,
                 sampler=_plans(self.planner, self._ahead),
                 num_workers=self.workers,
-                prefetch_factor=2 if self.workers else None,
+                prefetch_factor=_PREFETCH if self.workers else None,
                 collate_fn=_as_is,
                 worker_init_fn=_leave_signals_to_the_trainer,
                 generator=torch.Generator().manual_seed(0),  # the default would draw from the global RNG
             )
             self._stream.append(iter(loader))
         plan, block_4BL = next(self._stream[0])
-        self._state = self._ahead.popleft()
-        return self._group(plan, block_4BL)
+        self._state, rows = self._ahead.popleft()
+        group = self._group(plan, block_4BL)
+        if self.planner.selector is not None:
+            group.hear = partial(self._hear, rows, block_4BL)
+        return group
 
     def _group(self, plan: Plan, block_4BL: Tensor) -> Group:
         size = self.micro_tokens // plan.seq_len
@@ -87,6 +103,24 @@ class PackedSource:
             seq_len=plan.seq_len,
             sources=dict(zip(self.names, plan.drawn, strict=True)),
         )
+
+    def _hear(self, rows: list[Row], block_4BL: Tensor, sums: Sequence[Tensor]) -> None:
+        """Loss sums (b, S) of the micro-batches of a group go to the selector. Collective."""
+        named = unstack(block_4BL)
+        values_N2 = span_losses(
+            rows, self.blocks.rank, self.blocks.world_size, named["targets"], named["segment_ids"], sums, self.all_sum
+        )
+        pieces_N = self.planner.pieces([span for row in rows for span in row])
+        assert self.planner.selector is not None
+        self.planner.selector.hear(self._state["groups"] - 1, *by_piece(pieces_N, values_N2))
+
+    def passed_over(self) -> dict[str, dict[str, int]]:
+        """Pieces and positions left out by the selector so far, of each source; whole windows count when they open."""
+        taken, kept, pieces = (self._state.get(name, ()) for name in ("taken", "kept", "passed_over"))
+        return {
+            name: {"documents": n, "tokens": all_ - chosen}
+            for name, all_, chosen, n in zip(self.names, taken, kept, pieces, strict=False)
+        }
 
     def rehearse(self) -> Group:
         """The first micro-batch of each row length still to come, read through a throw-away planner."""
@@ -100,7 +134,10 @@ class PackedSource:
                 lambda _, n=seq_len: n,  # type: ignore[misc]
                 self.planner.longest,
             )
-            batches.append(self._group(*self.blocks[throwaway.next()]).batches[0])
+            plan = throwaway.next()
+            if self.planner.selector is not None and self.planner.selector.unbiased:
+                plan = replace(plan, weights=[[1.0] * len(row) for row in plan.rows])
+            batches.append(self._group(*self.blocks[plan]).batches[0])
         return Group(batches=batches, tokens=0)
 
     def observe(self, report: StepReport) -> None:
@@ -110,7 +147,10 @@ class PackedSource:
         """No rollout engine listens."""
 
     def state_dict(self) -> dict[str, Any]:
-        return {"data": self.fingerprint, "planner": self._state}
+        state = {"data": self.fingerprint, "planner": self._state}
+        if self.planner.selector is not None:
+            state["selection"] = self.planner.selector.state_dict(self._state["groups"] - 1)
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises UsageError if the state belongs to other data: documents are counted, so it would point at others."""
@@ -119,18 +159,34 @@ class PackedSource:
                 "data.sources: the data or the tokenizer changed since the checkpoint was written; restore the files "
                 "as they were, or start a new run with another name"
             )
+        if ("selection" in state) != (self.planner.selector is not None):
+            raise UsageError(
+                "predict.selection.kind: was 'off' on one side of the checkpoint and on at the other; go on as the run began"
+            )
         self.planner.restore(state["planner"])
+        if self.planner.selector is not None:
+            self.planner.selector.load_state_dict(state["selection"])
         self._state = self.planner.snapshot()
         self._ahead.clear()
         self._stream.clear()
 
 
-def _plans(planner: Planner, ahead: deque[dict[str, Any]]) -> Iterator[Plan]:
-    """Plans in order; `ahead` receives the planner's state after each. No reference to the source, which may thus die."""
+def _plans(planner: Planner, ahead: deque[tuple[dict[str, Any], list[Row]]]) -> Iterator[Plan]:
+    """Plans in order; `ahead` receives the planner's state after each, and the rows if their losses will be heard. No
+    reference to the source, which may thus die."""
     while True:
         plan = planner.next()
-        ahead.append(planner.snapshot())
+        ahead.append((planner.snapshot(), plan.rows if planner.selector is not None else []))
         yield plan
+
+
+def _check_selection(reader: RowReader, workers: int) -> None:
+    """Raises UsageError where pieces cannot be told apart, or plans would be made before what they see was heard."""
+    if reader.cross_documents:
+        raise UsageError("data.cross_documents = true: selection has no documents to tell apart (set it to false)")
+    if _PREFETCH * workers + 1 > LAG:
+        most = (LAG - 1) // _PREFETCH
+        raise UsageError(f"data.workers = {workers}: selection hears too late of what they read ahead (at most {most})")
 
 
 def _as_is(item: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from scale.data.rows import IGNORE
+from scale.data.rows import IGNORE, WEIGHTS
 from scale.models.attention import packed_masks
 from scale.models.heads import decoder_and_head
 from scale.objectives.vocabulary import chunked_loss, cut_loss, full_loss
@@ -21,6 +21,10 @@ class CausalLM:
     other, (1, B x L), because Hugging Face's flash attention takes positions for boundaries with a single row only.
     `loss`: full, chunked or cce, as compute.loss.
     `per_document=True` also returns the loss sums of the packed documents, (B, S).
+
+    `weights` (B, L) in a batch multiply the losses of its tokens, not their count: weights that are 1 on average leave the
+    expected loss and gradient as they are (Horvitz and Thompson, JASA 1952); dividing by the sum of the weights instead
+    would bias them by O(1 / tokens). What is said of single documents is never weighted.
     """
 
     def __init__(self, per_document: bool = False, loss: str = "full", one_row: bool = False):
@@ -37,7 +41,8 @@ class CausalLM:
             segment_BL = batch["segment_ids"]
             segments_BS = loss_BL.new_zeros(len(loss_BL), int(segment_BL.max()) + 1)
             segments_BS = segments_BS.scatter_add(1, segment_BL, loss_BL)
-        return Loss({"lm": Term(loss_BL.sum(), self.counts(batch)["lm"])}, per_segment=segments_BS)
+        weighted_BL = loss_BL * batch[WEIGHTS] if WEIGHTS in batch else loss_BL
+        return Loss({"lm": Term(weighted_BL.sum(), self.counts(batch)["lm"])}, per_segment=segments_BS)
 
     def called(self, model: nn.Module) -> nn.Module:
         """The module whose calls make up a forward pass: what is worth compiling."""
