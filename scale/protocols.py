@@ -9,7 +9,7 @@ Shape letters: B rows, L tokens per row, V vocabulary, D model width, S segments
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -36,6 +36,9 @@ class Group:
     tokens: int
     seq_len: int | None = None
     sources: dict[str, int] = field(default_factory=dict)
+    hear: Callable[[Sequence[Tensor]], None] | None = None
+    """Where it is given, the stepper calls it after the step, on every rank, with `Loss.per_segment` of each micro-batch
+    in order: for selection."""
 
     def split(self, parts: int) -> list[Batch]:
         """The same rows in the same order as micro-batches `parts` times smaller (at least one row each)."""

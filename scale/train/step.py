@@ -44,6 +44,7 @@ class _Sums:
     values: Tensor
     names: list[str]
     passes: int
+    segments: list[Tensor]
 
     def loss(self) -> float:
         return float(self.values[0])
@@ -98,6 +99,8 @@ class BackwardStepper:
                 ) from None
             raise
         self.steps_done = step
+        if group.hear is not None and not update.skipped:
+            group.hear(sums.segments)
         source.publish(step, self.strategy.full_params)
         return StepReport(
             step=step,
@@ -163,17 +166,20 @@ class BackwardStepper:
         dtype = sum_dtype(self.strategy.ranks.device)
         total = torch.zeros((), dtype=dtype, device=self.strategy.ranks.device)
         metrics: dict[str, Tensor] = {}
+        segments: list[Tensor] = []
         for i, batch in enumerate(batches):
             with self.strategy.accumulate(last=i == len(batches) - 1):
                 out: Loss = self.root(self._to_device(batch))
                 loss = sum_of(term.weight * term.total / denominators[name] for name, term in out.terms.items())
                 self.strategy.backward(loss)
             total += loss.detach()
+            if group.hear is not None:
+                segments.append(_segments(out))
             for name, term in out.metrics.items():
                 pair = torch.stack([term.total.detach().to(dtype), term.count.to(dtype)])
                 metrics[name] = metrics.get(name, torch.zeros_like(pair)) + pair
         values = self.strategy.ranks.all_sum(torch.cat([total.view(1), *metrics.values()]))
-        return _Sums(values, list(metrics), len(batches))
+        return _Sums(values, list(metrics), len(batches), segments)
 
     def _denominators(self, batches: list[Batch]) -> dict[str, float]:
         """Count of each term over all micro-batches and ranks. Raises _NothingToLearn if all are zero."""
@@ -227,6 +233,12 @@ class BackwardStepper:
 def sum_of(tensors: Any) -> Tensor:
     """Sum of an iterable of tensors (Python's `sum` starts with the int 0)."""
     return torch.stack(list(tensors)).sum(0)
+
+
+def _segments(loss: Loss) -> Tensor:
+    if loss.per_segment is None:
+        raise ScaleError("selection: the objective does not tell the losses of documents (CausalLM(per_document=True))")
+    return loss.per_segment.detach()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
