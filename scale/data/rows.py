@@ -65,4 +65,6 @@ class RowReader:
 def unstack(block_4BL: Tensor) -> dict[str, Tensor]:
     """The named tensors of a block, as views (weights as float32)."""
     named = dict(zip(NAMES, block_4BL[: len(NAMES)], strict=True))
-    return named | {WEIGHTS: plane_BL.view(torch.float64).float() for plane_BL in block_4BL[len(NAMES) :]}
+    if len(block_4BL) > len(NAMES):
+        named[WEIGHTS] = block_4BL[-1].view(torch.float64).float()
+    return named
