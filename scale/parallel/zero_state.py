@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
-import torch.distributed as dist
 from torch import Size, Tensor, nn
 
 from scale.errors import ScaleError
 from scale.parallel import state
 from scale.parallel.ranks import Ranks
+from scale.parallel.whole import holders, owners, put_together, send_around
 from scale.parallel.zero_shards import Fragment
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -34,9 +34,9 @@ class ZeroState:
         out = dict(self._buffers())
         fragments, steps = self.fragments(), self._steps()
         out |= {f"optim/{name}/step": torch.tensor(step) for name, step in steps.items()}
-        owners = _owners(self._large(moments=bool(steps)), self.ranks.world_size)
+        owner = owners(self._large(moments=bool(steps)), self.ranks.world_size)
         for key, name, buffer in self._places(fragments, moments=bool(steps)):
-            whole = self.whole(fragments[name], buffer, self.shapes[name], owners[key])
+            whole = self.whole(fragments[name], buffer, self.shapes[name], owner[key])
             if whole is not None:
                 out[key] = whole.cpu()
         return out
@@ -46,16 +46,15 @@ class ZeroState:
         buffers = self._buffers()
         moments = self._check(saved)
         large = self._large(moments)
-        owners = _owners(large, self.ranks.world_size)
-        out = {key: torch.zeros(large[key]) for key, owner in owners.items() if owner == self.ranks.rank}
+        owner = owners(large, self.ranks.world_size)
+        out = {key: torch.zeros(large[key]) for key in owner if owner[key] == self.ranks.rank}
         if moments:
             out |= {f"optim/{name}/step": torch.zeros(()) for name in self.shapes}
         return out | buffers
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Buffers were read in place; owners send the rest around, one tensor at a time. Collective."""
-        held = self.ranks.gather([key for key in tensors if key.startswith(("model/", "optim/"))])
-        owner = {key: rank for rank in reversed(range(len(held))) for key in held[rank]}
+        owner = holders(self.ranks, [key for key in tensors if key.startswith(("model/", "optim/"))])
         steps = {float(value) for key, value in tensors.items() if key.endswith("/step")}
         if len(steps) > 1:
             raise ScaleError(f"checkpoint: parameters made different numbers of steps ({_few(steps)}); ZeRO counts one")
@@ -64,23 +63,13 @@ class ZeroState:
         if steps:
             self._new_moments(fragments, steps.pop())
         for key, name, buffer in self._places(fragments, moments=bool(self.optimizer.state)):
-            whole = tensors[key] if owner[key] == self.ranks.rank else torch.empty(self.shapes[name])
-            whole = whole.to(self.ranks.device, torch.float32).contiguous()
-            if self.ranks.world_size > 1:
-                dist.broadcast(whole, owner[key])
-            part = fragments[name]
-            part.of(buffer).copy_(whole.view(-1)[part.offset : part.offset + part.numel])
+            mine = tensors[key] if owner[key] == self.ranks.rank else None
+            whole_N, part = send_around(self.ranks, mine, self.shapes[name], owner[key]), fragments[name]
+            part.of(buffer).copy_(whole_N[part.offset : part.offset + part.numel])
 
     def whole(self, part: Fragment, buffer: Tensor, shape: Size, owner: int | None = None) -> Tensor | None:
         """A parameter or moment put together on `owner` (None: on every rank), bit for bit. Collective."""
-        full = torch.zeros(shape.numel(), dtype=torch.float32, device=self.ranks.device)
-        full[part.offset : part.offset + part.numel] = part.of(buffer)
-        bits = full.view(torch.int32)  # all but one rank add the integer 0: no float is rounded or loses its sign
-        if self.ranks.world_size > 1 and owner is None:
-            dist.all_reduce(bits)
-        elif self.ranks.world_size > 1:
-            dist.reduce(bits, owner)
-        return full.view(shape) if owner in (None, self.ranks.rank) else None
+        return put_together(self.ranks, part.of(buffer), part.offset, shape, owner)
 
     def _buffers(self) -> dict[str, Tensor]:
         trained = {f"model/{name}" for name in self.shapes}
@@ -130,16 +119,6 @@ class ZeroState:
                 if moments[key] != shape:
                     raise ScaleError(f"{key}: checkpoint {moments[key]}, model {shape}")
         return bool(moments)
-
-
-def _owners(shapes: Mapping[str, Size], world_size: int) -> dict[str, int]:
-    """Which rank holds a tensor whole: the largest first, each to the rank that has least so far."""
-    load, out = [0] * world_size, {}
-    for key in sorted(shapes, key=lambda k: (-shapes[k].numel(), k)):
-        rank = load.index(min(load))
-        load[rank] += shapes[key].numel()
-        out[key] = rank
-    return out
 
 
 def _few(values: set[float]) -> str:

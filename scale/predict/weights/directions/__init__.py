@@ -1,0 +1,1 @@
+"""Where weights are heading, one predictor per file. `table.py` names them all."""
