@@ -188,6 +188,8 @@ class StepReport:
     metrics: dict[str, float] = field(default_factory=dict)
     sources: dict[str, int] = field(default_factory=dict)
     layer_gradients: dict[str, float] = field(default_factory=dict)
+    prediction: dict[str, Any] = field(default_factory=dict)
+    """What was foreseen and what came of it, and the ledger: never mixed with what was measured in training."""
 
 
 @runtime_checkable
@@ -227,6 +229,18 @@ class Stepper(Stateful, Protocol):
         ...
 
     def step(self, source: Source) -> StepReport: ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds of the stepper beside its JSON state, named `predict/...`, as `Strategy.tensors`."""
+        ...
+
+    def blank(self, saved: Mapping[str, Size]) -> dict[str, Tensor]:
+        """Tensors into which this rank reads its part of what `tensors` gave, as `Strategy.blank`."""
+        ...
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what was read into `blank`. Collective."""
+        ...
 
 
 @dataclass

@@ -22,7 +22,7 @@ from scale.monitor.run_folder import RunFolder
 from scale.objectives.root import Root
 from scale.parallel.ranks import lost_peers_in_one_line
 from scale.parallel.single import Single
-from scale.protocols import Judge, Monitor, Objective, Source, Stateful, Strategy, Weights
+from scale.protocols import Judge, Monitor, Objective, Source, Stateful, Stepper, Strategy, Weights
 from scale.train.loop import Loop, LoopSettings, Outcome
 from scale.train.profile import StepProfiler
 from scale.train.step import BackwardStepper, StepSettings
@@ -30,6 +30,8 @@ from scale.train.stop import StopSignal
 
 DYING_SAVE_SECONDS = 20
 """How long a failing rank waits for a save that the other ranks may never finish."""
+PREDICTION = "predict/"
+"""Names of the stepper's own tensors in a checkpoint."""
 
 
 class Trainer:
@@ -41,6 +43,7 @@ class Trainer:
     share. Without a `strategy` the run is on one device, the GPU if there is one. Lengths and intervals are in steps.
     `split` makes micro-batches that many times smaller than drawn. With a strategy of several ranks every rank makes the
     same Trainer; rank 0 alone writes into the folder. `timeout`: seconds after which a collective counts as hung.
+    `around` puts another stepper around the one that does real backward passes.
 
     >>> trainer = Trainer(model, source, objective, folder="runs/mine", steps=1000)
     >>> trainer.fit()
@@ -76,6 +79,7 @@ class Trainer:
         settled: Mapping[str, str] | None = None,
         split: int = 1,
         timeout: int = 300,
+        around: Callable[[BackwardStepper], Stepper] | None = None,
     ):
         optim = optim or OptimConfig()
         self.model, self.source, self.folder = model, source, RunFolder(Path(folder))
@@ -97,7 +101,8 @@ class Trainer:
             clip=optim.clip,
             layer_gradients=layer_gradients,
         )
-        self.stepper = BackwardStepper(self.root, objective, self.strategy, settings, self.recorder.event, split)
+        backward = BackwardStepper(self.root, objective, self.strategy, settings, self.recorder.event, split)
+        self.stepper: Stepper = around(backward) if around else backward
         self.loop = Loop(
             self.stepper,
             source,
@@ -176,7 +181,7 @@ class Trainer:
     def _save(self, step: int, val_loss: float | None) -> None:
         state: dict[str, Any] = {name: part.state_dict() for name, part in self.parts().items()}
         state |= {"rng": self.ranks.gather(rng_state()), "settled": self.settled}
-        self.checkpoints.save(step, self.strategy.tensors(), state, val_loss)
+        self.checkpoints.save(step, self.strategy.tensors() | self.stepper.tensors(), state, val_loss)
 
     def _resume(self) -> None:
         saved = self.checkpoints.latest_good()
@@ -193,7 +198,8 @@ class Trainer:
         for name, part in parts.items():
             part.load_state_dict(state[name])
         tensors = self.ranks.each(lambda: self._read(saved))
-        self.strategy.restore(tensors)
+        self.strategy.restore({name: t for name, t in tensors.items() if not name.startswith(PREDICTION)})
+        self.stepper.restore({name: t for name, t in tensors.items() if name.startswith(PREDICTION)})
         self.recorder.resumed(saved.step, saved.path)
         if len(rng) == self.ranks.world_size:
             load_rng_state(rng[self.ranks.rank])
@@ -204,7 +210,9 @@ class Trainer:
             )
 
     def _read(self, saved: Saved) -> dict[str, Tensor]:
-        tensors = self.strategy.blank(saved.shapes())
+        shapes = saved.shapes()
+        tensors = self.strategy.blank({name: s for name, s in shapes.items() if not name.startswith(PREDICTION)})
+        tensors |= self.stepper.blank({name: s for name, s in shapes.items() if name.startswith(PREDICTION)})
         saved.read(tensors)
         return tensors
 

@@ -207,6 +207,7 @@ class _Supervisor:
             EXIT_FAILED,
             f"{launch.nodes} nodes did not meet at {where} within {launch.join_seconds} s (is each started with the same "
             f"--nodes, --host and --port, and is the port open? `launch/preflight.py` names it): {content['problem']}",
+            lost=True,  # or they met, and another one ended, with the store, before this one's ranks had started
         )
 
 

@@ -100,8 +100,8 @@ class PredictConfig(Strict):
     coefficients: Literal["world", "line", "fixed", "last"] = "world"
     """How far along a direction: as the world model learned from how far past drift carried; as a straight line would; a
     fixed share of it; the last update repeated."""
-    fixed: Positive = 0.5
-    """Share of the straight line under coefficients = fixed."""
+    fixed: Positive | None = None
+    """Share of the straight line; given with coefficients = fixed, and only then."""
     confidence: Fraction = 0.85
     """Least calibrated confidence of the world model for a jump."""
     sigma: Positive = 2.5
@@ -131,6 +131,6 @@ class PredictConfig(Strict):
     def _check(self) -> PredictConfig:
         if len(set(self.horizons)) < len(self.horizons) or len(set(self.directions)) < len(self.directions):
             raise ValueError("horizons and directions: name each one once")
-        if "fixed" in self.model_fields_set and self.coefficients != "fixed":
-            raise ValueError(f"fixed = {self.fixed}: read only with coefficients = 'fixed'")
+        if (self.fixed is not None) != (self.coefficients == "fixed"):
+            raise ValueError(f"fixed = {self.fixed} with coefficients = {self.coefficients!r}: they belong together")
         return self

@@ -10,6 +10,7 @@ from scale.config.base import Count, Name, NonNegative, Strict
 from scale.config.data import DataConfig
 from scale.config.model import AdapterConfig, ModelConfig
 from scale.config.optim import BatchConfig, OptimConfig, ScheduleConfig, TrainConfig
+from scale.config.predict import PredictConfig
 
 LARGEST_STEP = 2**30
 """Tokens in one step; the rows of a step are planned in memory."""
@@ -183,6 +184,7 @@ class PretrainRun(Strict):
     train: TrainConfig
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+    predict: PredictConfig = PredictConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     compute: ComputeConfig = ComputeConfig()

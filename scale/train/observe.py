@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from scale.protocols import Shards
+from scale.protocols import Observe, Shards
 
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 
@@ -22,12 +23,33 @@ def layer_of(name: str) -> str:
     return parts[-2] if len(parts) > 1 else name
 
 
+class Watcher(Protocol):
+    """Looks at weights and gradients in some steps, after clipping and before the optimizer moves anything."""
+
+    def due(self, step: int) -> bool: ...
+
+    def __call__(self, shards: Shards) -> None: ...
+
+
+def together(watchers: Sequence[Watcher]) -> Observe | None:
+    """One look for all of them; None if there are none."""
+
+    def look(shards: Shards) -> None:
+        for watcher in watchers:
+            watcher(shards)
+
+    return look if watchers else None
+
+
 class LayerGradients:
     """Collects the global gradient norm of each layer; `last` maps layer to norm after an observed step."""
 
-    def __init__(self, all_sum: Callable[[Tensor], Tensor]):
-        self.all_sum = all_sum
+    def __init__(self, all_sum: Callable[[Tensor], Tensor], every: int = 1):
+        self.all_sum, self.every = all_sum, every
         self.last: dict[str, float] = {}
+
+    def due(self, step: int) -> bool:
+        return self.every > 0 and step % self.every == 0
 
     def __call__(self, shards: Shards) -> None:
         layers = list(dict.fromkeys(layer_of(name) for name in shards))  # all names, also those without a part here

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
 from scale.config.optim import ScheduleConfig, SpikeConfig
 from scale.errors import OutOfMemory, ScaleError
 from scale.hardware import sum_dtype
 from scale.protocols import Batch, Group, Loss, Objective, Source, StepReport, Strategy
-from scale.train.observe import LayerGradients
+from scale.train.observe import LayerGradients, Watcher, together
 from scale.train.schedule import lr_factor
 from scale.train.spike import SpikeFilter
 
@@ -68,7 +68,8 @@ class BackwardStepper:
     ):
         self.root, self.objective, self.strategy, self.settings, self.event = root, objective, strategy, settings, event
         self.spikes = SpikeFilter(settings.spike)
-        self.gradients = LayerGradients(strategy.ranks.all_sum)
+        self.gradients = LayerGradients(strategy.ranks.all_sum, settings.layer_gradients)
+        self.watchers: list[Watcher] = [self.gradients]
         self.steps_done = 0
         self.split = split  # micro-batches are this many times smaller than drawn, after running out of memory
 
@@ -81,13 +82,13 @@ class BackwardStepper:
         except _NothingToLearn as error:
             self.steps_done = step
             return self._empty(step, group, start, self.spikes.count(str(error)))
-        factor = lr_factor(self.settings.schedule, step, self.settings.steps)
-        looking = self.settings.layer_gradients > 0 and step % self.settings.layer_gradients == 0
+        factor = self.factor(step)
+        looking = [watcher for watcher in self.watchers if watcher.due(step)]
         try:
             update = self.strategy.update(
                 factor,
                 self.settings.clip,
-                observe=self.gradients if looking else None,
+                observe=together(looking),
                 veto=lambda norm: self.spikes.judge(
                     sums.loss(), norm
                 ),  # read only here: one wait for the device, not two
@@ -118,7 +119,7 @@ class BackwardStepper:
             skipped=update.skipped,
             metrics=sums.metrics(),
             sources=group.sources,
-            layer_gradients=self.gradients.last if looking and not update.skipped else {},
+            layer_gradients=self.gradients.last if self.gradients in looking and not update.skipped else {},
         )
 
     def _empty(self, step: int, group: Group, start: float, reason: str | None) -> StepReport:
@@ -128,7 +129,7 @@ class BackwardStepper:
             kind="skipped",
             loss=math.nan,
             grad_norm=math.nan,
-            lr=self.settings.lr * lr_factor(self.settings.schedule, step, self.settings.steps),
+            lr=self.settings.lr * self.factor(step),
             tokens=group.tokens,
             forward_passes=0,
             backward_passes=0,
@@ -139,6 +140,28 @@ class BackwardStepper:
             skipped=reason,
             sources=group.sources,
         )
+
+    def score(self, group: Group) -> float:
+        """Mean loss of a group over all ranks, by forward passes alone: in evaluation mode, nothing is drawn or changed."""
+        batches = group.split(self.split)
+        denominators = self._denominators(batches)
+        total = torch.zeros((), dtype=sum_dtype(self.strategy.ranks.device), device=self.strategy.ranks.device)
+        training = self.root.training
+        self.root.eval()
+        with torch.no_grad():
+            for batch in batches:
+                out: Loss = self.root(self._to_device(batch))
+                total += sum_of(term.weight * term.total / denominators[name] for name, term in out.terms.items())
+        self.root.train(training)
+        return float(self.strategy.ranks.all_sum(total))
+
+    def advance(self, steps: int) -> None:
+        """Count steps that something else made."""
+        self.steps_done += steps
+
+    def factor(self, step: int) -> float:
+        """Learning-rate factor of a step, from 1."""
+        return lr_factor(self.settings.schedule, step, self.settings.steps)
 
     def rehearse(self, source: Source) -> None:
         """Forward and backward of every shape to come, without a step: compile and memory errors come before step 1.
@@ -221,6 +244,16 @@ class BackwardStepper:
 
     def _to_device(self, batch: Batch) -> dict[str, Tensor]:
         return {name: tensor.to(self.strategy.ranks.device, non_blocking=True) for name, tensor in batch.items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {}
+
+    def blank(self, saved: Mapping[str, Size]) -> dict[str, Tensor]:
+        """What a prediction left behind, in a run that now goes on without one, stays in the checkpoint."""
+        return {}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Nothing to take over."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"steps_done": self.steps_done, "split": self.split, "spikes": self.spikes.state_dict()}
