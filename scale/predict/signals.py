@@ -1,0 +1,213 @@
+"""Running statistics of full steps, and what in a step counts as divergence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from scale.predict.moments import Moment, StepFacts
+
+SCALES = (8, 32, 128)
+"""Steps that the averages and slopes look back."""
+BASELINE = 8
+"""The scale of the average that forecasts are made of: short, so that it hardly lags."""
+RATE = 2 / (BASELINE + 1)
+"""Weight of the newest loss in the baseline."""
+TRUSTED = 16
+"""Full steps before anything but NaN and infinity counts as divergence."""
+GRADIENT_RANGE = (0.01, 10.0)
+"""Gradient norms outside of these multiples of their baseline count as divergence."""
+PREDICTION_ERROR = 0.2
+OSCILLATION = (0.8, 0.1)
+"""Share of sign changes, and amplitude relative to the loss, that make a strong oscillation. White noise changes sign
+half of the time."""
+TINY = 1e-12
+
+
+class Average:
+    """Exponential moving average over about `scale` values; the plain mean of the first ones."""
+
+    def __init__(self, scale: int):
+        self.scale, self.seen, self.value = scale, 0, 0.0
+
+    def add(self, x: float) -> None:
+        self.seen += 1
+        self.value += max(2 / (self.scale + 1), 1 / self.seen) * (x - self.value)
+
+
+class Spread:
+    """Standard deviation around a moving mean over about `scale` values, so that a steady trend is not noise."""
+
+    def __init__(self, scale: int):
+        self.mean, self.square = Average(scale), Average(scale)
+
+    def add(self, x: float) -> None:
+        self.mean.add(x)
+        self.square.add((x - self.mean.value) ** 2)
+
+    @property
+    def value(self) -> float:
+        return math.sqrt(self.square.value)
+
+
+class Signals:
+    """What is known of training between two steps. `update` with every full step, in order."""
+
+    def __init__(self, sigma: float):
+        self.sigma = sigma
+        self.loss = {scale: Average(scale) for scale in SCALES}
+        self.log_grad = {scale: Average(scale) for scale in SCALES}
+        self._noise, self._grad_noise = Spread(32), Spread(32)
+        self.recent: list[float] = []
+        self.last_loss = self.last_log_grad = self.last_lr = 0.0
+        self.steps = 0
+        self.since_jump = 0
+
+    def update(self, facts: StepFacts) -> None:
+        """Take in a full step. Skipped and non-finite ones only count; relaxing ones do not teach the noise."""
+        self.steps += 1
+        self.since_jump += 1
+        self.last_lr = facts.lr_factor
+        if facts.skipped or not (math.isfinite(facts.loss) and math.isfinite(facts.grad_norm)):
+            return
+        log_grad = math.log(max(facts.grad_norm, TINY))
+        if self.seen and not facts.relaxing:
+            self._noise.add(facts.loss - self.baseline)
+            self._grad_noise.add(log_grad - self.log_grad[BASELINE].value)
+        for scale in SCALES:
+            self.loss[scale].add(facts.loss)
+            self.log_grad[scale].add(log_grad)
+        self.recent = [*self.recent, facts.loss][-max(SCALES) :]
+        self.last_loss, self.last_log_grad = facts.loss, log_grad
+
+    def jumped(self) -> None:
+        """A jump was taken and kept."""
+        self.since_jump = 0
+
+    @property
+    def seen(self) -> int:
+        """Steps inside the averages."""
+        return self.loss[BASELINE].seen
+
+    @property
+    def baseline(self) -> float:
+        """Average of earlier losses over about `BASELINE` steps."""
+        return self.loss[BASELINE].value
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation of single losses around the baseline, never zero."""
+        return max(self._noise.value, 1e-4 * abs(self.baseline), TINY)
+
+    @property
+    def grad_baseline(self) -> float:
+        """Geometric average of earlier gradient norms."""
+        return math.exp(self.log_grad[BASELINE].value)
+
+    @property
+    def grad_noise(self) -> float:
+        """Standard deviation of the logarithm of gradient norms."""
+        return self._grad_noise.value
+
+    def slope(self, scale: int) -> float:
+        """Least-squares slope of the last `scale` losses, per step; 0 with fewer than three."""
+        return _line(self.recent[-scale:])[0]
+
+    @property
+    def oscillation(self) -> float:
+        """Share of sign changes among the last 32 losses around their own line, 0 to 1."""
+        return _sign_changes(_line(self.recent[-32:])[1])
+
+    def moment(
+        self,
+        facts: StepFacts,
+        features_F: list[float],
+        action_A: list[float],
+        carry_G: list[float] | None = None,
+        diverged: bool = False,
+    ) -> Moment:
+        """A step as the world model learns it. Call it before `update(facts)`: averages must not know the step yet."""
+        known = bool(self.seen)
+        return Moment(
+            step=facts.step,
+            features_F=features_F,
+            action_A=action_A,
+            loss=facts.loss,
+            baseline=self.baseline if known else facts.loss,
+            noise=self.noise,
+            grad_norm=facts.grad_norm,
+            grad_baseline=self.grad_baseline if known else facts.grad_norm,
+            carry_G=carry_G,
+            diverged=diverged,
+        )
+
+    def divergence(self, facts: StepFacts, predicted: float | None = None) -> str | None:
+        """Why a step counts as divergence, or None. Call it before `update(facts)`.
+
+        `predicted`: the loss that was foreseen. It fails if it is off by more than 20% and by more than `sigma` times
+        the noise, so that a small and noisy loss does not. While training relaxes after a jump the loss misleads, so
+        only NaN, infinity and gradient norms count.
+        """
+        if not (math.isfinite(facts.loss) and math.isfinite(facts.grad_norm)):
+            return f"loss {facts.loss}, gradient norm {facts.grad_norm}"
+        if self.seen < TRUSTED:
+            return None
+        low, high = GRADIENT_RANGE
+        ratio = facts.grad_norm / self.grad_baseline
+        if not low <= ratio <= high:
+            return f"gradient norm {facts.grad_norm:.3g} is {ratio:.3g} times its average"
+        return None if facts.relaxing else self._misled(facts.loss, predicted)
+
+    def _misled(self, loss: float, predicted: float | None) -> str | None:
+        above = (loss - self.baseline) / self.noise
+        if above > self.sigma:
+            return f"loss {loss:.4g} is {above:.1f} standard deviations above its average"
+        if predicted is not None:
+            error = abs(loss - predicted)
+            if error > PREDICTION_ERROR * abs(predicted) and error > self.sigma * self.noise:
+                return f"loss {loss:.4g} where {predicted:.4g} was predicted"
+        changes, amplitude = OSCILLATION
+        left_N = _line([*self.recent, loss][-32:])[1]
+        if len(left_N) == 32 and _sign_changes(left_N) > changes and left_N.std() > amplitude * abs(self.baseline):
+            return f"loss oscillates: {_sign_changes(left_N):.0%} sign changes around its trend"
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON."""
+        averages = {name: [a.seen, a.value] for name, a in self._averages().items()}
+        plain = {name: getattr(self, name) for name in _PLAIN}
+        return {"averages": averages, "recent": list(self.recent), **plain}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        for name, average in self._averages().items():
+            average.seen, average.value = state["averages"][name]
+        self.recent = list(state["recent"])
+        for name in _PLAIN:
+            setattr(self, name, state[name])
+
+    def _averages(self) -> dict[str, Average]:
+        scaled = {f"loss_{s}": a for s, a in self.loss.items()} | {f"log_grad_{s}": a for s, a in self.log_grad.items()}
+        spreads = {"noise": self._noise, "grad_noise": self._grad_noise}
+        means = {f"{name}_mean": spread.mean for name, spread in spreads.items()}
+        return scaled | means | {f"{name}_square": spread.square for name, spread in spreads.items()}
+
+
+_PLAIN = ("last_loss", "last_log_grad", "last_lr", "steps", "since_jump")
+
+
+def _line(values: Sequence[float]) -> tuple[float, np.ndarray]:
+    """Least-squares slope, and what it leaves."""
+    y_N = np.asarray(values, np.float64)
+    if len(y_N) < 3:
+        return 0.0, np.zeros(len(y_N))
+    x_N = np.arange(len(y_N)) - (len(y_N) - 1) / 2
+    slope = float(x_N @ y_N / (x_N @ x_N))
+    return slope, y_N - y_N.mean() - slope * x_N
+
+
+def _sign_changes(left_N: np.ndarray) -> float:
+    return float(np.mean(left_N[1:] * left_N[:-1] < 0)) if len(left_N) > 1 else 0.0
