@@ -43,6 +43,7 @@ def die_before(n: int, folder: Path) -> None:
 
 def fork(n: int | None, folder: Path, first: int, saves: int, seconds: float = 0) -> bool:
     """True if the writer was killed; False if it came to its end."""
+    before = entries(folder)
     pid = os.fork()
     if pid == 0:
         if n is not None:
@@ -50,9 +51,16 @@ def fork(n: int | None, folder: Path, first: int, saves: int, seconds: float = 0
         work(folder, first, saves)
         os._exit(0)
     if n is None:
+        limit = time.monotonic() + 60
+        while entries(folder) == before and time.monotonic() < limit:  # on a busy machine a start takes its time
+            time.sleep(0.001)
         time.sleep(seconds)
         os.kill(pid, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+
+def entries(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.exists() else set()
 
 
 def check(folder: Path, at_least: int) -> int:
