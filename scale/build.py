@@ -38,6 +38,7 @@ from scale.data.curriculum import seq_len_schedule
 from scale.data.planner import Planner
 from scale.data.prepare import Prepared, prepare
 from scale.data.rows import RowReader
+from scale.data.selection import Selector
 from scale.data.source import PackedSource
 from scale.errors import UsageError
 from scale.evaluate.held_out import HeldOut
@@ -220,11 +221,20 @@ def make_planner(config: PretrainRun, prepared: Prepared, steps: int) -> Planner
     )
 
 
-def make_source(config: PretrainRun, prepared: Prepared, shape: BatchShape, steps: int, ranks: Ranks) -> PackedSource:
+def make_source(
+    config: PretrainRun,
+    prepared: Prepared,
+    shape: BatchShape,
+    steps: int,
+    ranks: Ranks,
+    selector: Selector | None = None,
+) -> PackedSource:
     """The stream of this rank's training batches."""
     data = config.data
+    planner = make_planner(config, prepared, steps)
+    planner.selector = selector
     return PackedSource(
-        make_planner(config, prepared, steps),
+        planner,
         RowReader(prepared.train, data.cross_documents),
         prepared.names,
         micro_tokens=shape.micro_rows * data.seq_len,
@@ -233,6 +243,7 @@ def make_source(config: PretrainRun, prepared: Prepared, shape: BatchShape, step
         world_size=ranks.world_size,
         workers=data.workers,
         fingerprint=prepared.fingerprint(),
+        all_sum=ranks.all_sum,
     )
 
 

@@ -74,6 +74,11 @@ class Planner:
         self.pending_weights: list[list[float]] = []  # of the spans of pending; none unless selection is unbiased
         self.pending_len = 0
 
+    @property
+    def sizes(self) -> list[int]:
+        """Pieces of each source."""
+        return [order.size for order in self.orders]
+
     def next(self) -> Plan:
         """Plan one step."""
         seq_len = self.seq_len_of(self.groups)
