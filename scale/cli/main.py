@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from scale import __version__
-from scale.cli import data, model, plan, train
+from scale.cli import data, forecast, model, plan, train
 from scale.cli.launched import end_rank, error_line, prints_errors
 from scale.cluster.lifeline import die_with_launcher
 from scale.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, Elsewhere, ScaleError
@@ -45,6 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
     train.add_commands(verbs)
     model.add_commands(verbs)
     plan.add_commands(verbs)
+    forecast.add_commands(verbs)
     data_parser = verbs.add_parser("data", help="tokenize, validate, clean, split, inspect data")
     data.add_commands(data_parser.add_subparsers(title="data verbs", metavar="VERB", required=True))
     return parser
