@@ -51,11 +51,7 @@ FIXED = {
 """Features of a known range: centre and scale. All others are normalised by what was seen of them."""
 NAMES = {
     **GLOBAL,
-    **{
-        f"{name}_{kind}": line.format(kind=kind)
-        for kind in KINDS
-        for name, line in PER_KIND.items()
-    },
+    **{f"{name}_{kind}": line.format(kind=kind) for kind in KINDS for name, line in PER_KIND.items()},
 }
 """Name and meaning of each of the 64 features, in order. Those of kinds that the model lacks are 0."""
 CLIP = 5.0

@@ -17,6 +17,8 @@ from scale.predict.world.model import ACTIONS, CARRIES
 
 F = len(NAMES)
 WIDTH = F + ACTIONS + 3 + CARRIES
+RECENT = 2
+"""Windows are drawn at age u ** RECENT, u uniform: half of them from the newest quarter, because training changes."""
 FURTHEST = 10.0
 """Targets are cut off here, so that a spike does not drown everything else."""
 
@@ -90,7 +92,8 @@ class Replay:
         starts = self.starts(length) if len(self) >= length else np.zeros(0, int)
         if not len(starts):
             return None
-        drawn = starts[torch.randint(len(starts), shape, generator=generator).numpy()]
+        share = torch.rand(shape, generator=generator, dtype=torch.float64).numpy()
+        drawn = starts[len(starts) - 1 - (len(starts) * share**RECENT).astype(int)]
         places = self._places()[drawn[..., None] + np.arange(length)]
         return torch.from_numpy(self.rows_NW[places])
 

@@ -87,7 +87,7 @@ class Teacher:
 
     def __init__(self, model: WorldModel, generator: torch.Generator, bptt: int):
         self.model, self.generator, self.bptt = model, generator, bptt
-        self.optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE)
+        self.optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, betas=(0.9, 0.99))
         self.updates = 0
 
     def update(self, replay: Replay) -> float | None:

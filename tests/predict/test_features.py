@@ -1,0 +1,112 @@
+"""What the world model is told before a step."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from scale.predict.features import NAMES, Coming, FeatureEncoder
+from scale.predict.groups import KINDS
+from scale.predict.moments import GroupStats, StepFacts
+from scale.predict.signals import Signals
+from tests.predict.planted import Planted, stats
+
+
+def run(steps: list[StepFacts], looks: dict[int, GroupStats] | None = None) -> list[list[float]]:
+    """Features of every step; a look at the weights after every third."""
+    signals, encoder, seen, look = Signals(2.5), FeatureEncoder(), [], None
+    for facts in steps:
+        seen.append(encoder.features(signals, Coming.of(facts), look))
+        signals.update(facts)
+        if facts.step == 150:
+            signals.jumped()
+        if facts.step % 3 == 0:
+            look = (looks or {}).get(facts.step) or stats(facts.step)
+    return seen
+
+
+def steps(n: int = 300) -> list[StepFacts]:
+    made = list(Planted(n).facts())
+    return [replace(facts, relaxing=150 < facts.step <= 155) for facts in made]
+
+
+def test_there_are_64_and_all_of_them_vary_in_a_run_with_every_kind_and_a_curriculum() -> None:
+    features = np.array(run(steps()))
+    assert features.shape == (300, 64) == (300, len(NAMES))
+    still = [name for name, column in zip(NAMES, features.T, strict=True) if column.std() < 1e-3]
+    assert not still
+    assert np.abs(features).max() <= 5
+    assert len(set(NAMES.values())) == 64
+
+
+def test_nothing_of_a_step_stands_in_its_features() -> None:
+    known = steps()
+    for t in (1, 40, 200):
+        other = [f if f.step < t else replace(f, loss=f.loss * 7 - 3, grad_norm=f.grad_norm * 5) for f in known]
+        looks = {s: stats(s, seed=9) for s in range(t, 301)}
+        before, after = run(known), run(other, looks)
+        assert before[:t] == after[:t]  # steps 1 to t
+        assert before[t + 5] != after[t + 5]
+
+
+def test_statistics_of_the_step_itself_are_refused() -> None:
+    encoder, coming = FeatureEncoder(), Coming(5, 1.0, 0.1, 1000, 64)
+    encoder.features(Signals(2.5), coming, stats(4))
+    with pytest.raises(ValueError, match="not made yet"):
+        encoder.features(Signals(2.5), coming, stats(5))
+
+
+def test_values_by_hand() -> None:
+    encoder, signals = FeatureEncoder(), Signals(2.5)
+    facts = StepFacts(1, 2.0, 1.0, 0.25, 0.01, 1000, 64)
+    signals.update(facts)
+    tables, logs = [], []
+    for step, (pp, gg, gd, dd, du, uu) in enumerate([(4, 1, 0.1, 1, 0.2, 4), (9, 4, -0.3, 2, 0.1, 1)], 1):
+        table_GC = np.zeros((len(KINDS), 12))
+        table_GC[3, [0, 4, 5, 7, 8, 9]] = pp, gg, gd, dd, du, uu
+        tables.append(GroupStats(step, table_GC, np.eye(len(KINDS))[3] * 100))
+        drift, update = 0.5 * math.log(dd / pp), 0.5 * math.log(uu / 100) - math.log(0.25)
+        logs.append([drift, gd / math.sqrt(dd * gg), du / math.sqrt(dd * uu), update])
+    for look in tables:
+        features = encoder.features(signals, Coming(look.step + 1, 0.5, 0.2, 1000, 64), look)
+    names = list(NAMES)
+    at = names.index(f"drift_{KINDS[3]}")
+    signs = np.sign(
+        np.array(logs[1]) - np.array(logs[0])
+    )  # the second of two values is sqrt(.5) deviations off the mean
+    assert features[at : at + 4] == pytest.approx((signs * math.sqrt(0.5)).tolist())
+    assert encoder.mean_F[at : at + 4] == pytest.approx(np.mean(logs, 0).tolist())
+    assert features[names.index("lr_factor")] == 0.0 and features[names.index("position")] == pytest.approx(-0.6)
+    others = [i for i in range(20, 64) if not at <= i < at + 4]
+    assert all(features[i] == 0 for i in others)
+
+
+def test_broken_numbers_become_zero_and_spoil_nothing() -> None:
+    known = steps(60)
+    broken = replace(known[20], loss=math.nan, grad_norm=math.inf)
+    looks = {
+        s: GroupStats(s, np.full((len(KINDS), 12), bad), np.full(len(KINDS), 50))
+        for s, bad in ((6, math.nan), (9, math.inf), (12, 0.0), (15, -1.0), (18, 1e300))
+    }
+    features = np.array(run([*known[:20], broken, *known[21:]], looks))
+    assert np.isfinite(features).all() and np.abs(features).max() <= 5
+    encoder = FeatureEncoder()
+    with np.errstate(all="raise"):
+        first = encoder.features(Signals(2.5), Coming(1, 0.0, 0.0, 0, 0), None)
+    assert np.isfinite(first).all()
+
+
+def test_state_goes_on_bit_for_bit() -> None:
+    signals, encoder, other = Signals(2.5), FeatureEncoder(), FeatureEncoder()
+    for facts in steps(80):
+        if facts.step == 40:
+            other.load_state_dict(json.loads(json.dumps(encoder.state_dict())))
+        look = stats(facts.step - 1)
+        features = encoder.features(signals, Coming.of(facts), look)
+        if facts.step >= 40:
+            assert other.features(signals, Coming.of(facts), look) == features
+        signals.update(facts)
