@@ -54,6 +54,7 @@ from scale.monitor.trackers import TensorBoard, Wandb
 from scale.objectives.causal_lm import CausalLM
 from scale.parallel.ranks import Ranks, join
 from scale.parallel.single import Single
+from scale.predict.stepper import PredictiveStepper
 from scale.protocols import Monitor, Strategy
 from scale.train.facts import BatchShape, memory_facts, run_facts, total_steps
 from scale.trainer import Trainer
@@ -151,6 +152,7 @@ def build_trainer(
         settled=settled(config, choices, ranks.world_size),
         split=split,
         timeout=config.compute.timeout,
+        around=(lambda full: PredictiveStepper(full, config.predict)) if config.predict.enabled else None,
     )
     if not config.data.cross_documents:
         with exact_products(model.module):

@@ -43,8 +43,12 @@ class GuardConfig(Strict):
     """Tokens of the fixed check batches, drawn from the training data once and never trained on. 0: one step's batch."""
     correction_interval: Count = 15
     """Predicted steps between two checking forwards, at which a jump is shrunk, stopped or rolled back."""
+    growth: Annotated[float, Field(ge=1, le=4)] = 1.0
+    """Factor by which the interval grows after each part of a jump that lowered the check loss."""
     relax: Annotated[int, Field(ge=1)] = 5
     """Full steps after a jump before it is judged: right after it, the loss misleads in both directions."""
+    credit: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Share of a jump's measured worth, in full steps, by which the step counter advances (mode auto)."""
     drift: Positive = 0.1
     """Largest change of the weights in one jump, relative to their norm."""
     offload: bool = False
@@ -106,6 +110,9 @@ class PredictConfig(Strict):
     """Least calibrated confidence of the world model for a jump."""
     sigma: Positive = 2.5
     """Loss this many standard deviations above its average counts as divergence: no jump for a while."""
+    costs: Literal["flops", "measured"] = "flops"
+    """What a forward pass costs beside a full step. flops: a third, token by token. measured: timed once, at the end of the
+    warm-up, and kept in the checkpoint; two runs then decide differently."""
     every: Count = 1
     """Steps between two looks at the weights (a look reads every weight a few times)."""
     world: WorldConfig = WorldConfig()

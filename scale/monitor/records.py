@@ -33,7 +33,10 @@ FIELDS = (
     "phase",
     "was_predicted",
     "prediction_error",
+    "predicted_loss",
     "confidence",
+    "prediction",
+    "ledger",
     "step_time_ms",
     "timestamp",
     "tokens",
@@ -81,7 +84,8 @@ class Metrics:
         tokens, forward_* and backward_*: sums since the run began. perplexity: exp(loss). train_val_gap: val_loss - loss.
         loss_velocity: least-squares slope (loss per step) over the last `WINDOW` losses, skipped steps left out;
         loss_acceleration: its change since the step before. sources: share of all tokens drawn, by data source.
-        `extra` adds fields or fills null ones (mfu, memory_bytes, prediction_error, confidence).
+        predicted_loss: what was foreseen, never mixed with `loss`; ledger: counts since the run began.
+        `extra` adds fields or fills null ones (mfu, memory_bytes).
         """
         for name in _COUNTERS:
             self.totals[name] += getattr(report, name)
@@ -106,6 +110,7 @@ class Metrics:
             "seq_len": report.seq_len,
             "skipped": report.skipped,
             "metrics": dict(report.metrics) or None,
+            **_prediction(report),
             **_layers(report.layer_gradients),
             **_scored(val, report.loss),
             **extra,
@@ -157,6 +162,13 @@ class Metrics:
         if before is None or self._velocity is None:
             return self._velocity, None
         return self._velocity, self._velocity - before
+
+
+def _prediction(report: StepReport) -> dict[str, Any]:
+    """What the predictor said in this step, beside its own columns."""
+    said = dict(report.prediction)
+    own = {name: said.pop(name, None) for name in ("predicted_loss", "prediction_error", "confidence", "ledger")}
+    return own | {"prediction": said or None}
 
 
 def slope(points: list[tuple[int, float]]) -> float | None:

@@ -29,12 +29,17 @@ class Bandit:
         self.moment_KD = np.zeros((len(arms), width))
         self.learned_K = np.zeros(len(arms), np.int64)
 
-    def choose(self, context_D: Sequence[float]) -> Arm:
-        """The arm with the highest upper bound, the first among equals; STAY if none is above 0."""
+    def choose(self, context_D: Sequence[float], among: Sequence[Arm] | None = None, stay: bool = True) -> Arm:
+        """The arm with the highest upper bound, the first among equals; STAY if none is above 0 and staying is allowed.
+
+        `among`: the arms that can be taken now, by default all.
+        """
         x_D = self._checked(context_D)
         bound_K = self._means(x_D) + ALPHA * np.sqrt(np.linalg.solve(self.gram_KDD, x_D[None, :, None])[..., 0] @ x_D)
+        if among is not None:
+            bound_K = np.where([arm in among for arm in self.arms], bound_K, -np.inf)
         best = int(bound_K.argmax())
-        return self.arms[best] if bound_K[best] > 0 else STAY
+        return self.arms[best] if bound_K[best] > 0 or not stay else STAY
 
     def expected(self, context_D: Sequence[float]) -> dict[Arm, float]:
         """Expected reward of every arm without optimism, 0 for STAY."""

@@ -5,7 +5,7 @@ Group letters: G kinds of weights (`scale.predict.groups.KINDS`, eleven), F feat
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -76,23 +76,3 @@ class Forecast:
     """Probability of divergence within T steps."""
     confidence: float
     """0 to 1: how narrow the interval at T is beside the noise of single steps, times the chance of no divergence."""
-
-
-@dataclass
-class Ledger:
-    """What a run spent and saved. Predicted and real losses are never in one place."""
-
-    full: int = 0
-    predicted: int = 0
-    rejected: int = 0
-    """Predicted steps that were taken back."""
-    skipped: int = 0
-    attempts: int = 0
-    accepted: int = 0
-    check_forwards: int = 0
-    check_tokens: int = 0
-    documents_skipped: int = 0
-    tokens_skipped: int = 0
-    divergences: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
-    """full, observe, world, check, jump: wall-clock of each part; in no decision."""

@@ -56,6 +56,10 @@ class Jump:
         with self._params() as (_, params):
             torch._foreach_copy_(params, self._snapshot)
 
+    def kept(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """The snapshot by parameter name: for checkpoints, and to be read back in place."""
+        return dict(zip(names, self._snapshot, strict=True))
+
     def drift(self) -> float:
         """||weights - snapshot|| / ||snapshot||, the same on every rank."""
         assert self._snapshot, "no snapshot was taken"

@@ -1,0 +1,219 @@
+"""One jump from its check before to its verdict after: tried part by part, relaxed by full steps, judged, perhaps undone."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from scale.config.predict import PredictConfig
+from scale.predict.brain import Decision
+from scale.predict.guard import CheckSet, Climb, climb
+from scale.predict.ledger import Ledger
+from scale.predict.weights.jump import Jump
+from scale.predict.weights.look import Looks
+from scale.predict.worth import Rate, cost_of_forward
+from scale.protocols import Source
+from scale.train.step import BackwardStepper
+
+
+@dataclass
+class Attempt:
+    """A jump that was thought of. Not `tried`: first the rate of full steps has to be known."""
+
+    decision: Decision
+    before: float
+    tried: bool = True
+    after: float = math.nan
+    """Check loss right after the jump, before relaxing."""
+    kept: int = 0
+    forwards: int = 1
+
+    def says(self) -> dict[str, Any]:
+        return {
+            "direction": self.decision.direction,
+            "horizon": self.decision.horizon,
+            "confidence": self.decision.confidence,
+            "check_before": self.before,
+            "check_after": self.after,
+            "kept": self.kept,
+        }
+
+
+@dataclass
+class Verdict:
+    """What a jump was worth: `credit` steps are counted without being made."""
+
+    attempt: Attempt
+    after: float
+    worth: float
+    reward: float
+    credit: int
+    undone: bool = False
+    paid: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.paid = self.credit > 0 and self.reward > 0
+
+    def says(self) -> dict[str, Any]:
+        return {
+            "check_relaxed": self.after,
+            "worth": self.worth,
+            "reward": self.reward,
+            "credit": self.credit,
+            "undone": self.undone,
+        }
+
+
+class Attempts:
+    """At most one jump at a time; collective. The snapshot is kept until the verdict."""
+
+    def __init__(self, full: BackwardStepper, config: PredictConfig, looks: Looks, ledger: Ledger):
+        self.full, self.config, self.looks, self.ledger = full, config, looks, ledger
+        self.ranks = full.strategy.ranks
+        self.jump = Jump(full.strategy, config.guard.offload)
+        self.check = CheckSet(full.score, self.ranks, config.guard.tokens)
+        self.rate = Rate()
+        self.open: Attempt | None = None
+        self.share: float | None = None
+        """Measured cost of a forward beside a full step on as many tokens."""
+        self.losses: list[float] | None = None
+        """What the world model had foreseen for the steps that are now counted."""
+
+    @property
+    def tokens(self) -> int:
+        """Of one checking forward, over all ranks."""
+        return self.check.group.tokens if self.check.group else 0
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of one check, on each rank."""
+        return len(self.check.group.batches) if self.check.group else 0
+
+    def start(self, go: dict[str, Any], source: Source, step: int) -> Attempt:
+        """Check, jump, check. The weights are moved if anything was kept, the same bits as before if not."""
+        decision = Decision(**go)
+        self.check.draw(source)
+        begun = time.perf_counter()
+        before = self._loss()
+        self._time(time.perf_counter() - begun)
+        self.rate.note(self.made, before)
+        attempt = Attempt(decision, before)
+        if self.config.mode == "auto" and self.rate.value() is None:
+            attempt.tried = False
+            return attempt
+        found = self._climb(decision, before, seed=(self.config.seed << 32) + step)
+        attempt.after, attempt.kept, attempt.forwards = found.after, found.kept, 1 + found.forwards
+        self.ledger.attempts += 1
+        self.ledger.rejected += found.rejected
+        if self.config.use == "shadow":
+            return attempt
+        if found.kept:
+            self.looks.restart()
+            self.open = attempt
+        return attempt
+
+    def _climb(self, decision: Decision, before: float, seed: int) -> Climb:
+        reach_KG = decision.reach_KG
+
+        def part(first: int, last: int) -> list[float]:
+            start_G = reach_KG[first - 1] if first else [0.0] * len(reach_KG[0])
+            return [b - a for a, b in zip(start_G, reach_KG[last - 1], strict=True)]
+
+        vectors = self.looks.directions[decision.direction].vectors()
+        assert vectors is not None, "only directions that are ready are decided for"
+        self.jump.snapshot()
+        return climb(self.jump, vectors, part, decision.horizon, self.config.guard, before, self._loss, seed)
+
+    def judge(self, room: int) -> Verdict:
+        """Look at the check loss after relaxing. A jump that left it higher is undone; otherwise it is credited with the
+        full steps it was worth (mode auto) or with its whole length (mode always), at most `room`."""
+        attempt, relaxed = self.open, self.config.guard.relax
+        assert attempt is not None, "no jump was taken"
+        after = self._loss()
+        cost = relaxed + self.cost(attempt.forwards + 1)
+        worth = self.rate.worth(attempt.before, after, relaxed)
+        verdict = Verdict(attempt, after, worth, self.rate.reward(attempt.before, after, cost), credit=0)
+        if self.config.mode == "always":
+            verdict.credit = min(attempt.kept, room)
+        elif not after < attempt.before:
+            self._undo(verdict)
+        else:
+            verdict.credit = max(0, min(attempt.kept, room, int(self.config.guard.credit * worth)))
+        verdict.paid = verdict.credit > 0
+        if not verdict.undone:
+            self.rate.jumped(self.made, attempt.before, after, relaxed)
+            self.ledger.accepted += 1
+        self.losses = attempt.decision.loss_K
+        self.open = None
+        return verdict
+
+    def _undo(self, verdict: Verdict) -> None:
+        self.jump.rollback()
+        self.looks.restart()
+        self.ledger.rejected += verdict.attempt.kept
+        verdict.undone = True
+
+    def foreseen(self, left: int) -> dict[str, Any]:
+        """The loss that full steps would have had by now, as the world model saw it; `left` counted steps are to come."""
+        if not self.losses:
+            return {}
+        return {"predicted_loss": self.losses[max(0, len(self.losses) - 1 - left)]}
+
+    def reward(self, attempt: Attempt) -> float:
+        """Of a jump of which nothing was kept."""
+        return self.rate.reward(attempt.before, attempt.before, self.cost(attempt.forwards))
+
+    def cost(self, forwards: int) -> float:
+        """Checking forwards, in full steps."""
+        share = 1 / 3 if self.share is None else self.share
+        return forwards * cost_of_forward(self.tokens, self.step_tokens, share)
+
+    @property
+    def made(self) -> int:
+        """Full steps made so far."""
+        return self.ledger.full
+
+    @property
+    def step_tokens(self) -> int:
+        return max(1, self.ledger.full_tokens // max(1, self.ledger.full))
+
+    def _loss(self) -> float:
+        start = time.perf_counter()
+        loss = self.check.loss()
+        self.ledger.check_forwards += 1
+        self.ledger.check_tokens += self.tokens
+        self.ledger.spend("check", time.perf_counter() - start)
+        return loss
+
+    def _time(self, seconds: float) -> None:
+        """Measure what a forward costs, once, on rank 0."""
+        if self.config.costs == "measured" and self.share is None:
+            mean = self.ledger.seconds.get("full", 0.0) / max(1, self.ledger.full)
+            ratio = seconds / mean * self.step_tokens / max(1, self.tokens) if mean else 1 / 3
+            self.share = float(self.ranks.lead(lambda: ratio))
+
+    def companions(self) -> dict[str, dict[str, Tensor]]:
+        """The snapshot, while the jump may still be undone."""
+        return {"jump.snapshot": self.jump.kept(self.looks.names)} if self.open is not None else {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Collective."""
+        return {
+            "check": self.check.state_dict(),
+            "rate": self.rate.state_dict(),
+            "open": None if self.open is None else asdict(self.open),
+            "share": self.share,
+            "losses": self.losses,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.check.load_state_dict(state["check"])
+        self.rate.load_state_dict(state["rate"])
+        self.share, self.losses, self.open = state["share"], state["losses"], None
+        if state["open"] is not None:
+            self.open = Attempt(**(state["open"] | {"decision": Decision(**state["open"]["decision"])}))
+            self.jump.snapshot()  # room; what was in it is read back by the stepper

@@ -1,0 +1,170 @@
+"""What thinks: features, world model, choice between jumps. On rank 0 alone; the others are told what it decided."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scale.config.predict import PredictConfig
+from scale.predict.bandit import STAY, Arm, Bandit
+from scale.predict.features import Coming, FeatureEncoder
+from scale.predict.groups import KINDS
+from scale.predict.moments import Forecast, GroupStats, StepFacts
+from scale.predict.signals import Signals
+from scale.predict.world.foresight import Foresight
+
+MOST_CARRY = 1.5
+"""No kind of weights is moved further than this many straight lines."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A jump to try, as JSON can carry it: `reach_KG` are coefficients (steps x lr factor) up to the K-th predicted step."""
+
+    direction: str
+    asked: int
+    """The horizon that was chosen; `horizon` is what is left of it before the end of the run."""
+    horizon: int
+    reach_KG: list[list[float]]
+    confidence: float | None
+    loss_K: list[float] | None
+    """What full steps would bring, as the world model sees it."""
+    context: list[float]
+
+    @property
+    def arm(self) -> Arm:
+        return self.asked, self.direction
+
+
+class Brain:
+    """Hears of every full step, once before and once after it; is asked when a jump may be thought of."""
+
+    def __init__(self, config: PredictConfig):
+        self.config = config
+        self.signals = Signals(config.sigma)
+        self.encoder = FeatureEncoder()
+        self.foresight = Foresight(config.world, config.seed)
+        self.bandit = Bandit([(h, name) for name in config.directions for h in config.horizons], CONTEXT)
+        self.features_F: list[float] | None = None
+        self.action = (0.0, 0)
+        """Share of the straight line and steps of a jump since the last full step."""
+        self.calm = 0
+        """Full steps since the last sign of divergence."""
+        self.foreseen: float | None = None
+
+    def before(self, coming: Coming, stats: GroupStats | None) -> None:
+        """A full step is about to be made."""
+        self.features_F = self.encoder.features(self.signals, coming, stats)
+
+    def after(self, facts: StepFacts, carry_G: list[float] | None) -> str | None:
+        """It was made. Returns a sign of divergence."""
+        assert self.features_F is not None, "before comes first"
+        diverged = self.signals.divergence(facts, self.foreseen)
+        share, jumped = self.action
+        action_A = [facts.lr_factor, share, jumped / 100]
+        moment = self.signals.moment(facts, self.features_F, action_A, carry_G, diverged is not None)
+        self.foresight.observe(moment)
+        self.signals.update(facts)
+        self.calm = 0 if diverged else self.calm + 1
+        self.action, self.features_F, self.foreseen = (0.0, 0), None, None
+        return diverged
+
+    def decide(
+        self, step: int, steps: int, lr_factors: Sequence[float], ready: Sequence[str], stats: GroupStats | None
+    ) -> dict[str, Any]:
+        """A jump to try, or why none: {"go": Decision as a dict} or {"stay": reason}. `ready` are directions with vectors;
+        `lr_factors` those of the coming steps."""
+        if self.calm < self.config.min_full:
+            return {"stay": "divergence"}
+        ready = [name for name in self.config.directions if name in ready]
+        if not ready:
+            return {"stay": "no direction yet"}
+        longest = min(max(self.config.horizons), len(lr_factors))
+        forecast = self.foresight.forecast(lr_factors[:longest])
+        if forecast is None and (self.config.coefficients == "world" or self.config.confidence > 0):
+            return {"stay": "world model not trained yet"}
+        confidence = None if forecast is None else forecast.confidence
+        if confidence is not None and confidence < self.config.confidence:
+            return {"stay": f"confidence {confidence:.2f}"}
+        context = self._context(step, steps, lr_factors[0], forecast, stats)
+        arms = [arm for arm in self.bandit.arms if arm[1] in ready]
+        arm = self.bandit.choose(context, arms, stay=self.config.mode == "auto")
+        if arm == STAY:
+            return {"stay": "full steps pay more"}
+        horizon, direction = arm
+        reach = self._reach(min(horizon, longest), lr_factors, forecast)
+        losses = None if forecast is None else forecast.loss_T[: len(reach)]
+        return {"go": vars(Decision(direction, horizon, len(reach), reach, confidence, losses, context))}
+
+    def _reach(self, horizon: int, lr_factors: Sequence[float], forecast: Forecast | None) -> list[list[float]]:
+        """Coefficients of 1..horizon steps by kind: straight lines x sum of lr factors."""
+        out, total = [], 0.0
+        for k in range(horizon):
+            total += lr_factors[k]
+            out.append([share * total for share in self._share(k, forecast)])
+        return out
+
+    def _share(self, k: int, forecast: Forecast | None) -> list[float]:
+        if self.config.coefficients == "world":
+            assert forecast is not None
+            return [min(MOST_CARRY, max(0.0, share)) for share in forecast.carry_TG[k]]
+        share = self.config.fixed if self.config.fixed is not None else 1.0
+        return [share] * len(KINDS)
+
+    def _context(
+        self, step: int, steps: int, lr_factor: float, forecast: Forecast | None, stats: GroupStats | None
+    ) -> list[float]:
+        """What the worth of a jump may depend on."""
+        slope, noise = self.signals.slope(32), self.signals.noise
+        cosine = agreement(stats)
+        carry = 1.0 if forecast is None else sum(forecast.carry_TG[-1]) / len(forecast.carry_TG[-1])
+        confidence = 0.0 if forecast is None else forecast.confidence
+        return [
+            1.0,
+            confidence,
+            min(1.5, max(-0.5, carry)),
+            min(1.0, max(-1.0, -slope / noise)),
+            step / steps,
+            lr_factor,
+            cosine,
+            min(1.0, self.signals.oscillation),
+        ]
+
+    def learn(self, arm: Arm, context: list[float], reward: float) -> None:
+        """What a jump turned out to be worth."""
+        self.bandit.learn(arm, context, reward)
+
+    def jumped(self, steps: int) -> None:
+        """A jump was kept: it is part of what leads to the next step."""
+        self.signals.jumped()
+        self.action = (1.0, steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "signals": self.signals.state_dict(),
+            "encoder": self.encoder.state_dict(),
+            "foresight": self.foresight.state_dict(),
+            "bandit": self.bandit.state_dict(),
+            "action": list(self.action),
+            "calm": self.calm,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in ("signals", "encoder", "foresight", "bandit"):
+            getattr(self, name).load_state_dict(state[name])
+        self.action, self.calm = (state["action"][0], state["action"][1]), state["calm"]
+
+
+CONTEXT = 8
+"""Numbers in a context."""
+_DD, _DU, _UU = 7, 8, 9
+
+
+def agreement(stats: GroupStats | None) -> float:
+    """Cosine of the last update with the smoothed earlier ones, over all weights; 0 if unknown."""
+    if stats is None:
+        return 0.0
+    total_C = stats.table_GC.sum(0)
+    norms = float(total_C[_DD] * total_C[_UU]) ** 0.5
+    return float(total_C[_DU]) / norms if norms > 0 else 0.0

@@ -1,0 +1,127 @@
+"""What keeps a jump honest: forward passes on fixed batches that are never trained on, between parts of the jump."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from scale.config.predict import GuardConfig
+from scale.parallel.ranks import Ranks
+from scale.predict.packing import pack, unpack
+from scale.protocols import Batch, Group, Source
+
+
+class Movable(Protocol):
+    """Weights that can be moved along a direction and put back bit for bit (`scale.predict.weights.jump.Jump`)."""
+
+    def apply(self, vectors: Sequence[Tensor], c_G: Sequence[float], seed: int) -> None: ...
+
+    def rollback(self) -> None: ...
+
+    def drift(self) -> float: ...
+
+
+@dataclass
+class Climb:
+    """How a jump went: the check loss before and after, the predicted steps kept and taken back, the forwards it took."""
+
+    before: float
+    after: float
+    kept: int = 0
+    rejected: int = 0
+    forwards: int = 0
+    parts: list[list[float]] = field(default_factory=list)
+    """Coefficients of the parts that were kept, (parts, G)."""
+    why: str = ""
+    """What ended it before its horizon."""
+
+
+class CheckSet:
+    """The fixed batches. They are drawn from the training stream once, on first use, and never trained on."""
+
+    def __init__(self, score: Callable[[Group], float], ranks: Ranks, tokens: int = 0):
+        self.score, self.ranks, self.tokens = score, ranks, tokens
+        self.group: Group | None = None
+        self.drawn = 0
+
+    def draw(self, source: Source) -> None:
+        """Take the batches, if there are none yet: one step's, or as many steps' as hold the tokens wanted."""
+        if self.group is not None:
+            return
+        batches: list[Batch] = []
+        tokens = 0
+        while not batches or tokens < self.tokens:
+            group = source.draw()
+            batches += [{name: tensor.clone() for name, tensor in batch.items()} for batch in group.batches]
+            tokens += group.tokens
+            self.drawn += 1
+        self.group = Group(batches, tokens)
+
+    def loss(self) -> float:
+        """Mean loss of the current weights over all ranks' batches; the same bits on every rank."""
+        assert self.group is not None, "drawn before it is used"
+        return self.score(self.group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of all ranks, as the state of rank 0 is the one that is kept. Collective."""
+        if self.group is None:
+            return {"drawn": 0}
+        mine = [{name: pack(tensor) for name, tensor in batch.items()} for batch in self.group.batches]
+        return {"drawn": self.drawn, "tokens": self.group.tokens, "batches": self.ranks.gather(mine)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """With another number of ranks the batches are dealt out anew: whole micro-batches, none twice."""
+        self.drawn, self.group = state["drawn"], None
+        if "batches" not in state:
+            return
+        by_rank = state["batches"]
+        if len(by_rank) != self.ranks.world_size:
+            every = [batch for batches in by_rank for batch in batches]
+            by_rank = [every[rank :: self.ranks.world_size] or every[:1] for rank in range(self.ranks.world_size)]
+        mine: list[Batch] = [
+            {name: unpack(packed) for name, packed in batch.items()} for batch in by_rank[self.ranks.rank]
+        ]
+        self.group = Group(mine, state["tokens"])
+
+
+def climb(
+    weights: Movable,
+    vectors: Sequence[Tensor],
+    part: Callable[[int, int], list[float]],
+    horizon: int,
+    guard: GuardConfig,
+    before: float,
+    check: Callable[[], float],
+    seed: int,
+) -> Climb:
+    """Move along a direction part by part for as long as the check loss falls, at most `horizon` steps.
+
+    part(first, last) gives the coefficients of steps first+1..last. A part that does not lower the loss, or leaves the
+    allowed drift, is taken back; it is tried once more at half its length, and then the climb ends. What was kept is made
+    again from the snapshot, so that the weights are the same bits as if the rejected part had never been.
+    """
+    found, scale, interval = Climb(before, before), 1.0, float(guard.correction_interval)
+    while found.kept < horizon:
+        steps = min(round(interval), horizon - found.kept)
+        c_G = [scale * c for c in part(found.kept, found.kept + steps)]
+        weights.apply(vectors, c_G, seed + len(found.parts))
+        loss = check()
+        found.forwards += 1
+        if math.isfinite(loss) and loss < found.after and weights.drift() <= guard.drift:
+            found.after, found.kept = loss, found.kept + steps
+            found.parts.append(c_G)
+            interval *= guard.growth if scale == 1 else 1
+            continue
+        found.rejected += steps
+        found.why = "not finite" if not math.isfinite(loss) else "loss" if loss >= found.after else "drift"
+        weights.rollback()
+        for i, kept_G in enumerate(found.parts):
+            weights.apply(vectors, kept_G, seed + i)
+        if scale < 1:
+            break
+        scale = 0.5
+    return found

@@ -1,0 +1,203 @@
+"""The predictive stepper: around the one that does real backward passes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Size, Tensor
+
+from scale.config.predict import PredictConfig
+from scale.parallel import companions
+from scale.predict.attempt import Attempt, Attempts
+from scale.predict.brain import Brain
+from scale.predict.features import Coming
+from scale.predict.ledger import Ledger
+from scale.predict.moments import StepFacts
+from scale.predict.phases import Phases
+from scale.predict.weights.carry import Carry
+from scale.predict.weights.look import Looks
+from scale.predict.weights.memory import check_budget, footprint
+from scale.protocols import Source, StepReport
+from scale.train.step import BackwardStepper
+
+
+class PredictiveStepper:
+    """Implements `scale.protocols.Stepper`. `full` does the real steps, and its strategy holds the weights.
+
+    Raises UsageError if the directions cannot work with the strategy or need more memory than is allowed. Collective.
+    """
+
+    def __init__(self, full: BackwardStepper, config: PredictConfig):
+        self.full, self.config, self.event = full, config, full.event
+        self.ranks = full.strategy.ranks
+        self.steps = full.settings.steps
+        self.phases = Phases(config, self.steps)
+        self.brain = Brain(config)
+        self.ledger = Ledger()
+        with full.strategy.edit_masters() as shards:
+            numel = sum(shard.param.numel() for shard in shards.values())
+            self.memory = footprint(numel, config.directions, config.guard.offload)
+            check_budget(config.guard.memory, self.memory)
+            self.looks = Looks(self.ranks, shards, config.directions, config.every, Carry(self.ranks, shards))
+        full.watchers.append(self.looks)
+        self.attempts = Attempts(full, config, self.looks, self.ledger)
+        self.resumed = False
+
+    def rehearse(self, source: Source) -> None:
+        self.full.rehearse(source)
+
+    def step(self, source: Source) -> StepReport:
+        if self.phases.phase == "predict":
+            return self._predicted()
+        said: dict[str, Any] = {}
+        forwards = self.ledger.check_forwards
+        if self.phases.ripe(self.full.steps_done):
+            said |= self._jump(source)
+        report = self._full(source)
+        if self.phases.to_judge():
+            said |= self._judge()
+        forwards = self.ledger.check_forwards - forwards
+        report.forward_passes += forwards * self.attempts.passes
+        report.forward_tokens += forwards * self.attempts.tokens
+        report.prediction = said | self._accounts()
+        if said and self.ranks.rank == 0:
+            report.prediction |= self.brain.foresight.calibration.report()
+        return report
+
+    def _full(self, source: Source) -> StepReport:
+        """A real step, heard of before and after."""
+        step = self.full.steps_done + 1
+        relaxing = self.phases.phase == "correct"
+        self.looks.begin(step)
+        stats = self.looks.last
+        report = self.full.step(source)
+        if report.kind == "full":
+            self.looks.moved(self.full.factor(step))
+        facts = StepFacts(
+            step=step,
+            loss=report.loss,
+            grad_norm=report.grad_norm,
+            lr_factor=self.full.factor(step),
+            position=step / self.steps,
+            tokens=report.tokens,
+            seq_len=report.seq_len or 0,
+            skipped=report.kind == "skipped",
+            relaxing=relaxing,
+        )
+        start = time.perf_counter()
+        if self.ranks.rank == 0:
+            self.brain.before(Coming.of(facts), stats)
+            diverged = self.brain.after(facts, self._carry(step))
+            self.ledger.divergences += diverged is not None
+        self.ledger.spend("world", time.perf_counter() - start)
+        self.ledger.spend("full", report.seconds)
+        self.ledger.full += report.kind == "full"
+        self.ledger.full_tokens += report.tokens if report.kind == "full" else 0
+        self.ledger.skipped += report.kind == "skipped"
+        self.phases.made(step)
+        if relaxing and report.kind == "full":
+            report.kind = "correct"
+        return report
+
+    def _carry(self, step: int) -> list[float] | None:
+        """What was read in this step, if it was looked at."""
+        stats, carry = self.looks.last, self.looks.carry
+        return carry.last if carry is not None and stats is not None and stats.step == step else None
+
+    def _jump(self, source: Source) -> dict[str, Any]:
+        """Ask for a jump and try it."""
+        done = self.full.steps_done
+        ready = [name for name, direction in self.looks.directions.items() if direction.vectors() is not None]
+        longest = max(self.config.horizons)
+        factors = [self.full.factor(step) for step in range(done + 1, min(done + longest, self.steps) + 1)]
+        said = self.ranks.lead(lambda: self.brain.decide(done, self.steps, factors, ready, self.looks.last))
+        if "stay" in said:
+            self.phases.waited(paid=False)
+            return {"stay": said["stay"]}
+        attempt = self.attempts.start(said["go"], source, done)
+        if attempt.kept:
+            self.phases.jumped()
+            if self.ranks.rank == 0:
+                self.brain.jumped(attempt.kept)
+        elif attempt.tried:
+            self._learn(attempt, self.attempts.reward(attempt))
+            self.phases.waited(paid=self.config.use == "shadow")
+        else:
+            self.phases.waited(paid=True)  # the rate of full steps was measured; nothing was tried
+        return attempt.says()
+
+    def _judge(self) -> dict[str, Any]:
+        """The relaxing steps are over: what was the jump worth?"""
+        verdict = self.attempts.judge(self.phases.room(self.full.steps_done))
+        self._learn(verdict.attempt, verdict.reward)
+        self.phases.judged(verdict.credit, verdict.paid)
+        return verdict.says()
+
+    def _learn(self, attempt: Attempt, reward: float) -> None:
+        if self.ranks.rank == 0:
+            self.brain.learn(attempt.decision.arm, attempt.decision.context, reward)
+
+    def _predicted(self) -> StepReport:
+        """One of the steps that the last jump was worth: counted, without a pass or a token."""
+        start = time.perf_counter()
+        self.full.advance(1)
+        self.phases.predicted()
+        self.ledger.predicted += 1
+        step = self.full.steps_done
+        return StepReport(
+            step=step,
+            kind="predict",
+            loss=math.nan,
+            grad_norm=math.nan,
+            lr=self.full.settings.lr * self.full.factor(step),
+            tokens=0,
+            forward_passes=0,
+            backward_passes=0,
+            forward_tokens=0,
+            backward_tokens=0,
+            seconds=time.perf_counter() - start,
+            prediction=self.attempts.foreseen(self.phases.left) | self._accounts(),
+        )
+
+    def _accounts(self) -> dict[str, Any]:
+        return {"phase": self.phases.phase, "ledger": self.ledger.counts()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        with self.full.strategy.edit_masters() as shards:
+            return companions.canonical(self.ranks, shards, self._companions())
+
+    def blank(self, saved: Mapping[str, Size]) -> dict[str, Tensor]:
+        return companions.blank(self.ranks, saved)
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raises ScaleError where the checkpoint was written under other directions."""
+        if self.resumed:
+            with self.full.strategy.edit_masters() as shards:
+                companions.restore(self.ranks, shards, tensors, self._companions())
+
+    def _companions(self) -> dict[str, dict[str, Tensor]]:
+        return self.looks.companions() | self.attempts.companions()
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of the backward stepper, and `predict`. Collective."""
+        mine = {
+            "phases": self.phases.state_dict(),
+            "brain": self.brain.state_dict(),
+            "ledger": self.ledger.state_dict(),
+            "looks": self.looks.state_dict(),
+            "attempts": self.attempts.state_dict(),
+        }
+        return self.full.state_dict() | {"predict": mine}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """A run that went on without prediction so far begins to watch from here."""
+        self.full.load_state_dict(state)
+        self.resumed = "predict" in state
+        if self.resumed:
+            for name in ("phases", "brain", "ledger", "looks", "attempts"):
+                getattr(self, name).load_state_dict(state["predict"][name])
+        else:
+            self.event("predict", f"step {self.full.steps_done}: no prediction so far; it begins to watch here")

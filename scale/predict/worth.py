@@ -1,0 +1,70 @@
+"""What a jump was worth, in full steps: judged after a few relaxing steps, against what full steps bring themselves."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+def cost_of_forward(check_tokens: int, step_tokens: int, share: float = 1 / 3) -> float:
+    """A checking forward in full steps. `share`: forward against forward and backward on the same tokens; 2 of the 6 FLOPs
+    per weight and token."""
+    return share * check_tokens / max(1, step_tokens)
+
+
+class Rate:
+    """How fast full steps lower the check loss.
+
+    Noise of one interval must not make jumps look good, so the faster one of the last interval and of the last few
+    together counts.
+    """
+
+    LONGEST = 6
+
+    def __init__(self) -> None:
+        self.points: list[tuple[int, float]] = []
+        """(full steps made, check loss less what jumps took from it)."""
+
+    def note(self, full_steps: int, loss: float) -> None:
+        """A check loss between full steps. One at the same count replaces the last."""
+        if math.isfinite(loss):
+            kept = [point for point in self.points if point[0] != full_steps]
+            self.points = [*kept, (full_steps, loss)][-self.LONGEST :]
+
+    def jumped(self, full_steps: int, before: float, after: float, relaxed: int) -> None:
+        """A jump and `relaxed` full steps led from `before` to `after`. What full steps do not explain is the jump's, and is
+        taken from all earlier points, so that slopes remain those of full steps."""
+        gained = before - after - relaxed * max(0.0, self.value() or 0.0)
+        self.points = [(step, loss - gained) for step, loss in self.points]
+        self.note(full_steps, after)
+
+    def value(self) -> float | None:
+        """Fall of the check loss per full step; None before there are two points."""
+        if len(self.points) < 2:
+            return None
+        (first, highest), (last, lowest) = self.points[0], self.points[-1]
+        before, previous = self.points[-2]
+        return max((previous - lowest) / (last - before), (highest - lowest) / (last - first))
+
+    def worth(self, before: float, after: float, relaxed: int) -> float:
+        """Full steps that a jump saved: the fall of the check loss since just before it, in steps at the present rate, less
+        the `relaxed` steps made. 0 where full steps do not lower the loss: then there is nothing to measure it by."""
+        rate = self.value()
+        if not math.isfinite(after):
+            return -math.inf
+        if rate is None or rate <= 0:
+            return 0.0
+        return (before - after) / rate - relaxed
+
+    def reward(self, before: float, after: float, cost: float) -> float:
+        """Loss gained per unit of cost (in full steps) against full steps: 0 is as good, 1 twice as good; -2 to 5."""
+        rate = self.value()
+        if rate is None or rate <= 0 or cost <= 0 or not math.isfinite(after):
+            return -1.0 if math.isfinite(after) else -2.0
+        return min(5.0, max(-2.0, (before - after) / cost / rate - 1.0))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"points": [list(point) for point in self.points]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.points = [(int(step), float(loss)) for step, loss in state["points"]]
