@@ -10,7 +10,7 @@ import numpy as np
 from scale.predict.packing import pack_array, unpack_array
 from scale.predict.selection.history import LossHistory
 
-FEATURES = 7
+FEATURES = 8
 _FORGET = 0.99
 """Weight of earlier groups against the newest one: a memory of about a hundred groups."""
 _PRIOR = 1.0
@@ -55,8 +55,8 @@ class Foreseen:
     """Today's loss of a piece by ridge regression, learned online from every loss that is heard.
 
     Foreseen is the difference to the remembered loss (to the average of its source for unseen pieces) from: how hard the
-    piece is among others, how far the level of losses moved since it was seen, age, trend and number of visits. The
-    uncertainty is the standard deviation of forecasts: the variance of residuals (of unseen, once seen, often seen pieces)
+    piece is among others, how far the level of losses moved since it was seen (as a difference and in proportion), age,
+    trend and number of visits. The uncertainty is the standard deviation of forecasts: the variance of residuals (of unseen, once seen, often seen pieces)
     times 1 + leverage. No random numbers.
     """
 
@@ -106,6 +106,7 @@ class Foreseen:
             np.ones(len(pieces_N)),
             loss_N - level_N,
             history.level - level_N,
+            loss_N * (history.level / np.maximum(level_N, 1e-6) - 1),
             age_N,
             history.trend * age_N,
             1 / (1 + visits_N),

@@ -30,15 +30,15 @@ def model(vocabulary=100, hidden=16, layers=1):
     ))  # fmt: skip
 
 
-def half_trivial(documents=512, length=33, seed=0):
-    """Every second document repeats one token; the others follow a seeded grammar of two choices after each token."""
+def half_trivial(documents=512, length=33, seed=0, vocabulary=256):
+    """Every second document repeats one token; the others follow a grammar: one of two tokens after each."""
     rng = np.random.default_rng(seed)
-    after = np.random.default_rng(99).integers(2, 64, (64, 2))
+    after = np.random.default_rng(99).integers(2, vocabulary, (vocabulary, 2))
     docs = []
     for i in range(documents):
-        ids = [1 if i % 2 else int(rng.integers(2, 64))]
+        ids = [1 if i % 2 else int(rng.integers(2, vocabulary))]
         while len(ids) < length:
-            ids.append(1 if i % 2 else int(after[ids[-1], int(rng.random() < 0.2)]))
+            ids.append(1 if i % 2 else int(after[ids[-1], int(rng.random() < 0.1)]))
         docs.append(ids)
     return InMemory(docs)
 
@@ -51,7 +51,7 @@ def run(steps, every, seed=0, lr=1e-3, **config):
     source = PackedSource(planner, RowReader([train]), ["all"], 16 * 32, [32])
     strategy = Single("cpu")
     objective = CausalLM(per_document=planner.selector is not None)
-    root = strategy.prepare(Root(model(64, 32), objective), OptimConfig(lr=lr), None)
+    root = strategy.prepare(Root(model(256, 32), objective), OptimConfig(lr=lr), None)
     schedule = ScheduleConfig(kind="constant", warmup=0)
     stepper = BackwardStepper(
         root, objective, strategy, StepSettings(steps=steps, lr=lr, schedule=schedule, spike=SpikeConfig())
