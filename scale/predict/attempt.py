@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
@@ -15,9 +15,13 @@ from scale.predict.guard import CheckSet, Climb, climb
 from scale.predict.ledger import Ledger
 from scale.predict.weights.jump import Jump
 from scale.predict.weights.look import Looks
-from scale.predict.worth import Rate, cost_of_forward
+from scale.predict.worth import Rate, cost_of_forward, settled
 from scale.protocols import Source
 from scale.train.step import BackwardStepper
+
+
+MOST = 2
+"""A jump is never credited with more than this many times the steps it went."""
 
 
 @dataclass
@@ -30,7 +34,8 @@ class Attempt:
     after: float = math.nan
     """Check loss right after the jump, before relaxing."""
     kept: int = 0
-    forwards: int = 1
+    forwards: int = 0
+    """Beside those before the jump and after relaxing."""
 
     def says(self) -> dict[str, Any]:
         return {
@@ -52,11 +57,13 @@ class Verdict:
     worth: float
     reward: float
     credit: int
+    rate: float = 0.0
+    """Of full steps before the jump."""
     undone: bool = False
-    paid: bool = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.paid = self.credit > 0 and self.reward > 0
+    @property
+    def paid(self) -> bool:
+        return self.credit > 0
 
     def says(self) -> dict[str, Any]:
         return {
@@ -80,6 +87,10 @@ class Attempts:
         self.open: Attempt | None = None
         self.share: float | None = None
         """Measured cost of a forward beside a full step on as many tokens."""
+        self.unsettled: list[float] | None = None
+        """Of the last jump: steps it could still be credited with, its worth, the rate before it, its credit."""
+        self.base: tuple[int, float] | None = None
+        """(full steps made, check loss) of weights that no jump has moved since."""
         self.losses: list[float] | None = None
         """What the world model had foreseen for the steps that are now counted."""
 
@@ -97,21 +108,19 @@ class Attempts:
         """Check, jump, check. The weights are moved if anything was kept, the same bits as before if not."""
         decision = Decision(**go)
         self.check.draw(source)
-        begun = time.perf_counter()
-        before = self._loss()
-        self._time(time.perf_counter() - begun)
-        self.rate.note(self.made, before)
+        before = self._base()
         attempt = Attempt(decision, before)
         if self.config.mode == "auto" and self.rate.value() is None:
             attempt.tried = False
             return attempt
         found = self._climb(decision, before, seed=(self.config.seed << 32) + step)
-        attempt.after, attempt.kept, attempt.forwards = found.after, found.kept, 1 + found.forwards
+        attempt.after, attempt.kept, attempt.forwards = found.after, found.kept, found.forwards
         self.ledger.attempts += 1
         self.ledger.rejected += found.rejected
         if self.config.use == "shadow":
             return attempt
         if found.kept:
+            self.base = None
             self.looks.restart()
             self.open = attempt
         return attempt
@@ -134,22 +143,45 @@ class Attempts:
         attempt, relaxed = self.open, self.config.guard.relax
         assert attempt is not None, "no jump was taken"
         after = self._loss()
-        cost = relaxed + self.cost(attempt.forwards + 1)
+        cost = relaxed + self.cost(attempt.forwards + 2)
         worth = self.rate.worth(attempt.before, after, relaxed)
-        verdict = Verdict(attempt, after, worth, self.rate.reward(attempt.before, after, cost), credit=0)
+        reward = self.rate.reward(attempt.before, after, cost)
+        verdict = Verdict(attempt, after, worth, reward, credit=0, rate=self.rate.value() or 0.0)
         if self.config.mode == "always":
             verdict.credit = min(attempt.kept, room)
         elif not after < attempt.before:
             self._undo(verdict)
         else:
-            verdict.credit = max(0, min(attempt.kept, room, int(self.config.guard.credit * worth)))
-        verdict.paid = verdict.credit > 0
+            verdict.credit = max(0, min(MOST * attempt.kept, room, int(self.config.guard.credit * worth)))
         if not verdict.undone:
             self.rate.jumped(self.made, attempt.before, after, relaxed)
             self.ledger.accepted += 1
         self.losses = attempt.decision.loss_K
         self.open = None
+        owed = MOST * attempt.kept - verdict.credit if verdict.credit and self.config.mode == "auto" else 0
+        self.unsettled = [owed, worth, verdict.rate, verdict.credit] if owed else None
         return verdict
+
+    def settle(self, source: Source, room: int) -> int:
+        """Before the next attempt: steps that the last jump was worth beyond its credit, now that the rate of full steps
+        after it is known as well."""
+        self.check.draw(source)
+        self._base()
+        if self.unsettled is None:
+            return 0
+        owed, worth, rate, credit = self.unsettled
+        self.unsettled = None
+        exact = settled(worth, self.config.guard.relax, rate, self.rate.latest())
+        return max(0, min(int(owed), room, int(self.config.guard.credit * exact) - int(credit)))
+
+    def _base(self) -> float:
+        """Check loss of the present weights; they are checked once."""
+        if self.base is None or self.base[0] != self.made:
+            begun = time.perf_counter()
+            self.base = (self.made, self._loss())
+            self._time(time.perf_counter() - begun)
+            self.rate.note(*self.base)
+        return self.base[1]
 
     def _undo(self, verdict: Verdict) -> None:
         self.jump.rollback()
@@ -165,7 +197,7 @@ class Attempts:
 
     def reward(self, attempt: Attempt) -> float:
         """Of a jump of which nothing was kept."""
-        return self.rate.reward(attempt.before, attempt.before, self.cost(attempt.forwards))
+        return self.rate.reward(attempt.before, attempt.before, self.cost(attempt.forwards + 1))
 
     def cost(self, forwards: int) -> float:
         """Checking forwards, in full steps."""
@@ -208,12 +240,16 @@ class Attempts:
             "open": None if self.open is None else asdict(self.open),
             "share": self.share,
             "losses": self.losses,
+            "unsettled": self.unsettled,
+            "base": None if self.base is None else list(self.base),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.check.load_state_dict(state["check"])
         self.rate.load_state_dict(state["rate"])
         self.share, self.losses, self.open = state["share"], state["losses"], None
+        self.unsettled = state["unsettled"]
+        self.base = None if state["base"] is None else (state["base"][0], state["base"][1])
         if state["open"] is not None:
             self.open = Attempt(**(state["open"] | {"decision": Decision(**state["open"]["decision"])}))
             self.jump.snapshot()  # room; what was in it is read back by the stepper

@@ -53,6 +53,10 @@ class Phases:
         self.phase, self.left = ("predict", credit) if credit else ("full", 0)
         self.waited(paid)
 
+    def credited(self, steps: int) -> None:
+        """More steps turned out to have been saved; when they are counted, what was ripe is still ripe."""
+        self.phase, self.left = "predict", steps
+
     def waited(self, paid: bool) -> None:
         """Wait as briefly as allowed after something that paid, twice as long as before after something that did not."""
         self.wait = self.config.min_full if paid else min(2 * self.wait, LONGEST_WAIT * self.config.min_full)

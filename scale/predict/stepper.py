@@ -55,11 +55,14 @@ class PredictiveStepper:
         said: dict[str, Any] = {}
         forwards = self.ledger.check_forwards
         if self.phases.ripe(self.full.steps_done):
+            if extra := self.attempts.settle(source, self.phases.room(self.full.steps_done)):
+                self.phases.credited(extra)
+                return self._predicted(self._checked(forwards))
             said |= self._jump(source)
         report = self._full(source)
         if self.phases.to_judge():
             said |= self._judge()
-        forwards = self.ledger.check_forwards - forwards
+        forwards = self._checked(forwards)
         report.forward_passes += forwards * self.attempts.passes
         report.forward_tokens += forwards * self.attempts.tokens
         report.prediction = said | self._accounts()
@@ -140,7 +143,11 @@ class PredictiveStepper:
         if self.ranks.rank == 0:
             self.brain.learn(attempt.decision.arm, attempt.decision.context, reward)
 
-    def _predicted(self) -> StepReport:
+    def _checked(self, before: int) -> int:
+        """Checking forwards since there were `before`."""
+        return self.ledger.check_forwards - before
+
+    def _predicted(self, forwards: int = 0) -> StepReport:
         """One of the steps that the last jump was worth: counted, without a pass or a token."""
         start = time.perf_counter()
         self.full.advance(1)
@@ -154,9 +161,9 @@ class PredictiveStepper:
             grad_norm=math.nan,
             lr=self.full.settings.lr * self.full.factor(step),
             tokens=0,
-            forward_passes=0,
+            forward_passes=forwards * self.attempts.passes,
             backward_passes=0,
-            forward_tokens=0,
+            forward_tokens=forwards * self.attempts.tokens,
             backward_tokens=0,
             seconds=time.perf_counter() - start,
             prediction=self.attempts.foreseen(self.phases.left) | self._accounts(),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 
 def cost_of_forward(check_tokens: int, step_tokens: int, share: float = 1 / 3) -> float:
     """A checking forward in full steps. `share`: forward against forward and backward on the same tokens; 2 of the 6 FLOPs
@@ -12,14 +14,31 @@ def cost_of_forward(check_tokens: int, step_tokens: int, share: float = 1 / 3) -
     return share * check_tokens / max(1, step_tokens)
 
 
+LEAST = 0.2
+"""A rate after a jump below this share of the one before it is taken for noise."""
+
+
+def settled(worth: float, relaxed: int, before: float, after: float | None) -> float:
+    """A worth corrected for full steps becoming slower on the way: `before` and `after` are their rates at both ends.
+
+    Loss that falls as an exponential falls at a rate proportional to what is left, so its mean over a fall is the
+    logarithmic mean of the rates at its ends. Never less than `worth`.
+    """
+    if after is None or after >= before or worth <= -relaxed:
+        return worth
+    low = max(after, LEAST * before)
+    mean = (before - low) / math.log(before / low)
+    return (worth + relaxed) * before / mean - relaxed
+
+
 class Rate:
     """How fast full steps lower the check loss.
 
-    Noise of one interval must not make jumps look good, so the faster one of the last interval and of the last few
-    together counts.
+    A slope through the last few check losses, plus one standard error: noise must not make full steps look slow and
+    jumps good. Two points alone have no error; the first jumps are judged by what they show.
     """
 
-    LONGEST = 6
+    LONGEST = 4
 
     def __init__(self) -> None:
         self.points: list[tuple[int, float]] = []
@@ -42,9 +61,12 @@ class Rate:
         """Fall of the check loss per full step; None before there are two points."""
         if len(self.points) < 2:
             return None
-        (first, highest), (last, lowest) = self.points[0], self.points[-1]
-        before, previous = self.points[-2]
-        return max((previous - lowest) / (last - before), (highest - lowest) / (last - first))
+        x, y = np.array(self.points, dtype=np.float64).T
+        x -= x.mean()
+        slope = float(x @ (y - y.mean()) / (x @ x))
+        left = y - y.mean() - slope * x
+        error = math.sqrt(float(left @ left) / max(1, len(x) - 2) / float(x @ x))
+        return -slope + error
 
     def worth(self, before: float, after: float, relaxed: int) -> float:
         """Full steps that a jump saved: the fall of the check loss since just before it, in steps at the present rate, less
@@ -55,6 +77,13 @@ class Rate:
         if rate is None or rate <= 0:
             return 0.0
         return (before - after) / rate - relaxed
+
+    def latest(self) -> float | None:
+        """Fall per full step in the last interval alone."""
+        if len(self.points) < 2:
+            return None
+        (before, previous), (last, lowest) = self.points[-2:]
+        return (previous - lowest) / (last - before)
 
     def reward(self, before: float, after: float, cost: float) -> float:
         """Loss gained per unit of cost (in full steps) against full steps: 0 is as good, 1 twice as good; -2 to 5."""

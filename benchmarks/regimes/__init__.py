@@ -1,0 +1,1 @@
+"""The tasks, controls and accounts of predict_vs_full.py."""
