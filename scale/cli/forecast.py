@@ -25,7 +25,7 @@ def add_commands(verbs: Any) -> None:
     forecast = verbs.add_parser(
         "forecast",
         help="the loss at the end of a run, from its first part",
-        description="Forecast the training loss at the end of a run's schedule, with a 90%% interval, from the losses so far: "
+        description="Forecast the training loss at the end of a run's schedule, with a 90% interval, from the losses so far: "
         "of a running, dead or (with --at) finished run. Nothing in the run folder is changed but the picture.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -68,6 +68,7 @@ def _print(forecast: RunForecast) -> None:
     console.print(table)
     lines = [f"> {outlook.chosen}: {outlook.reason}"]
     lines += [f"{said.method}: {said.note}" for said in outlook.forecasts.values() if said.note]
+    lines += [f"{name}: left out: {why}" for name, why in outlook.left_out.items()]
     if truth is not None:
         inside = "inside" if outlook.best.lower <= truth <= outlook.best.upper else "outside"
         lines.append(f"measured: {truth:.4f}, {inside} the interval")

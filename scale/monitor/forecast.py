@@ -55,6 +55,7 @@ class RunForecast:
         }
         told = {"run": self.name, "known_step": self.known, "steps": self.whole.steps, "window": self.whole.window}
         told |= {"coverage": 0.9, "chosen": self.outlook.chosen, "reason": self.outlook.reason, "measured": self.truth}
+        told |= {"left_out": dict(self.outlook.left_out)}
         return finite(told | {"methods": methods})
 
 

@@ -15,6 +15,7 @@ from scale.predict.forecast.curve import Curve
 from scale.predict.forecast.law import Law, bootstrap, fit
 from scale.predict.forecast.multi_power_law import SEEN, MultiPowerLaw
 from scale.predict.forecast.power_law import PowerLaw
+from scale.predict.forecast.world import WorldForecast
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,23 @@ def multi_power_law(curve: Curve, seed: int) -> Fitted:
     return _fitted(law, curve, seed, note)
 
 
+def world_model(curve: Curve, seed: int) -> Fitted:
+    """`WorldForecast` taught on the curve."""
+    world = WorldForecast(curve, seed)
+
+    def draws(step_M: np.ndarray, count: int) -> np.ndarray:
+        shift_D1 = np.random.default_rng(seed + 1).standard_normal((count, 1))
+        return np.exp(world.log_loss(step_M) + world.spread(step_M) * shift_D1)
+
+    seen = curve.lr_T[curve.first : curve.last]
+    ahead = curve.lr_T[curve.last :]
+    strange = ahead.min() < seen.min() - SEEN or ahead.max() > seen.max() + SEEN
+    note = "its fit error is that of the next coarse step" + (
+        "; learning rates lie ahead that this run has not had yet" if strange else ""
+    )
+    return Fitted(world.error, lambda step_M: np.exp(world.log_loss(step_M)), draws, note)
+
+
 def _fitted(law: Law, curve: Curve, seed: int, note: str) -> Fitted:
     best = fit(law, curve.bins, np.random.default_rng(seed))
 
@@ -74,6 +92,7 @@ def _fitted(law: Law, curve: Curve, seed: int, note: str) -> Fitted:
 
 METHODS: Mapping[str, Method] = {
     "multi-power law": multi_power_law,
+    "world model": world_model,
     "power law": power_law,
     "last value": last_value,
 }

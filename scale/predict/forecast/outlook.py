@@ -44,10 +44,14 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Outlook:
-    """All forecasts of a run from a part of it, by method; `chosen` is the one to believe, for the reason given."""
+    """All forecasts of a run from a part of it, by method; `chosen` is the one to believe, for the reason given.
+
+    `left_out`: methods that need more of the run, with what they say.
+    """
 
     curve: Curve
     forecasts: Mapping[str, Forecast]
+    left_out: Mapping[str, str]
     chosen: str
     reason: str
 
@@ -66,9 +70,14 @@ def look_ahead(curve: Curve, seed: int = 0) -> Outlook:
         raise UsageError(
             f"all {curve.steps} steps are known: nothing lies ahead (--at 0.5 forecasts from the first half)"
         )
-    forecasts = {name: _forecast(name, curve, seed) for name in METHODS}
+    forecasts, left_out = {}, {}
+    for name in METHODS:
+        try:
+            forecasts[name] = _forecast(name, curve, seed)
+        except UsageError as error:
+            left_out[name] = str(error)
     chosen, reason = choose(forecasts)
-    return Outlook(curve, forecasts, chosen, reason)
+    return Outlook(curve, forecasts, left_out, chosen, reason)
 
 
 def choose(forecasts: Mapping[str, Forecast]) -> tuple[str, str]:
