@@ -23,7 +23,7 @@ class Foresight(Protocol):
     def learn(self, group: int, pieces_N: np.ndarray, losses_N: np.ndarray) -> None: ...
 
     def scores(self, group: int, pieces_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(N,) worth of each piece at `group` (highest first, +inf before all) and (N,) how unsure that is."""
+        """(N,) expected loss of each piece at `group` (+inf: before all) and (N,) its standard deviation."""
         ...
 
     def state_dict(self) -> dict[str, Any]: ...
@@ -56,8 +56,8 @@ class Foreseen:
 
     Foreseen is the difference to the remembered loss (to the average of its source for unseen pieces) from: how hard the
     piece is among others, how far the level of losses moved since it was seen (as a difference and in proportion), age,
-    trend and number of visits. The uncertainty is the standard deviation of forecasts: the variance of residuals (of unseen, once seen, often seen pieces)
-    times 1 + leverage. No random numbers.
+    trend and number of visits. The uncertainty is the standard deviation of forecasts: the variance of residuals (of
+    unseen, once seen, often seen pieces) times 1 + leverage. No random numbers.
     """
 
     def __init__(self, sizes: Sequence[int], memory: float):

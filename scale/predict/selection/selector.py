@@ -59,6 +59,10 @@ class LossSelector:
     Plans are made ahead of training, so there are two views of the same past: what the newest window knows, and what is
     saved, which stands where the last group drawn stands. Losses that a view must not know yet wait in `heard`. `lead`
     gives rank 0's values to all ranks. `probe` is set by who owns the model, before the first draw.
+
+    A score is the expected loss and one standard deviation (optimism in the face of uncertainty; Auer, "Using Confidence
+    Bounds for Exploitation-Exploration Trade-offs", JMLR 2002): a piece that is left out is not heard of again, so what
+    is believed of it would never be corrected, also when the model has forgotten it.
     """
 
     def __init__(
@@ -77,7 +81,8 @@ class LossSelector:
 
     def scores(self, group: int, spans: Sequence[Span], pieces_N: np.ndarray) -> np.ndarray:
         self.planning.advance(self.heard, group - LAG)
-        score_N, unsure_N = (self.lead(values_N) for values_N in self.planning.foresight.scores(group, pieces_N))
+        expected_N, unsure_N = (self.lead(values_N) for values_N in self.planning.foresight.scores(group, pieces_N))
+        score_N = expected_N + unsure_N
         most = int(self.share * len(spans))
         if most:
             at = np.sort(np.argsort(-unsure_N, kind="stable")[:most])

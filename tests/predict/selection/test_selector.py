@@ -190,9 +190,12 @@ def test_a_share_of_the_candidates_is_probed_where_it_is_least_sure():
     rng = np.random.default_rng(0)
     for group in range(30):
         made.hear(group, np.array([0, 2, 3, 5]), rng.normal(3, 0.1, 4))
+    made.planning.advance(made.heard, 40 - LAG)
+    expected, unsure = made.planning.foresight.scores(40, np.arange(6))
     scores = ask(made, 40)
     assert [s.doc for s in probe.asked[0]] == [1, 4]  # never seen
-    assert scores[4] == 4.0 and scores[1] == pytest.approx(3, abs=0.5)  # no token of 1 is learned: as foreseen
+    assert scores[4] == 4.0 and scores[:4] == (expected + unsure)[:4].tolist()  # no token of 1 is learned: as foreseen
+    assert expected[1] == pytest.approx(3, abs=0.5)
     assert made.probed == {"documents": 2, "tokens": 8, "forwards": 2}
     assert made.heard[-1].group == 40 and made.heard[-1].pieces_N.tolist() == [4]
     made.hear(60, np.array([0]), np.array([3.0]))
