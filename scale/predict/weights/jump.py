@@ -13,6 +13,10 @@ from torch import Tensor
 from scale.predict.groups import KINDS, kind_of
 from scale.predict.weights.runs import runs
 from scale.protocols import Shards, Strategy
+from scale.train.observe import layer_of
+
+Place = tuple[str, str]
+"""Kind and layer of weights."""
 
 
 class Jump:
@@ -25,7 +29,13 @@ class Jump:
         """`offload`: the snapshot lies in CPU memory."""
         self.strategy, self.offload = strategy, offload
         self._snapshot: list[Tensor] = []
+        self._landed: list[Tensor] = []
         self._plan: DeltaPlan | None = None
+        with strategy.edit_masters() as shards:
+            place_N = [(KINDS[kind_of(name)], layer_of(name)) for name in shards]
+        self.places: list[Place] = list(dict.fromkeys(place_N))
+        """What may be moved by a factor of its own."""
+        self._place_N = [self.places.index(place) for place in place_N]
 
     def snapshot(self) -> None:
         """Remember the weights as they are."""
@@ -39,16 +49,49 @@ class Jump:
             return torch.empty_like(param)
         return torch.empty_like(param, device="cpu", pin_memory=True)
 
-    def apply(self, vectors: Sequence[Tensor], c_G: Sequence[float], seed: int) -> None:
+    def apply(
+        self, vectors: Sequence[Tensor], c_G: Sequence[float], seed: int, factor_P: Sequence[float] | None = None
+    ) -> None:
         """Add c[kind] x vector: `c_G` in steps x lr factor for displacements per step at lr factor 1, as directions give.
 
-        `seed` is read for bf16 masters only. Raises ValueError for coefficients that are not finite.
+        `factor_P`: by what the coefficient of each place is multiplied. `seed` is read for bf16 masters only. Raises
+        ValueError for coefficients that are not finite.
         """
-        with self._params() as (shards, params):
+        factors = [1.0] * len(self.places) if factor_P is None else factor_P
+        c_P = [c_G[KINDS.index(kind)] * factor for (kind, _), factor in zip(self.places, factors, strict=True)]
+        with self._params() as (_, params):
             if self._plan is None:
-                self._plan = DeltaPlan([kind_of(name) for name in shards], len(KINDS))
-            c_1G = torch.tensor([list(c_G)], dtype=torch.float32, device=params[0].device)
-            self._plan(params, [list(vectors)], c_1G, seed)
+                self._plan = DeltaPlan(self._place_N, len(self.places))
+            self._plan(params, [list(vectors)], torch.tensor([c_P], device=params[0].device), seed)
+
+    def land(self) -> None:
+        """Remember where the jump led."""
+        with self._params() as (_, params):
+            if not self._landed:
+                self._landed = [self._room(param) for param in params]
+            torch._foreach_copy_(self._landed, params)
+
+    def stayed_P(self) -> list[float]:
+        """What became of the jump since: <weights - snapshot, landed - snapshot> / |landed - snapshot|^2 at each place, the
+        same on every rank. 1: it stayed; more: training carried on; less: training took it back; nan: nothing moved."""
+        assert self._snapshot and self._landed, "no jump was made"
+        with self._params() as (shards, params):
+            copies_N = torch.tensor([s.copies for s in shards.values()], dtype=torch.float64)
+            sums_NS: list[Tensor] = []
+            for run in runs(params):
+                before = [x.to(p.device) for x, p in zip(self._snapshot[run], params[run], strict=True)]
+                jump = torch._foreach_sub(
+                    [x.to(p.device) for x, p in zip(self._landed[run], params[run], strict=True)], before
+                )
+                dot = torch._foreach_mul(torch._foreach_sub(params[run], before), jump)
+                square = torch._foreach_mul(jump, jump)
+                sums_NS += [torch.stack([d.double().sum(), q.double().sum()]) for d, q in zip(dot, square, strict=True)]
+            here_NS = torch.stack(sums_NS).cpu() / copies_N[:, None]
+            sums_PS = torch.zeros(len(self.places), 2, dtype=torch.float64)
+            sums_PS.index_add_(0, torch.tensor(self._place_N), here_NS)
+            dot_P, square_P = self.strategy.ranks.all_sum(sums_PS).unbind(1)
+        found: list[float] = torch.where(square_P > 0, dot_P / square_P, math.nan).tolist()
+        return found
 
     def rollback(self) -> None:
         """The weights of the snapshot, bit for bit."""
@@ -56,9 +99,10 @@ class Jump:
         with self._params() as (_, params):
             torch._foreach_copy_(params, self._snapshot)
 
-    def kept(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """The snapshot by parameter name: for checkpoints, and to be read back in place."""
-        return dict(zip(names, self._snapshot, strict=True))
+    def companions(self, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+        """Snapshot and landing by parameter name: for checkpoints, and to be read back in place."""
+        kept = {"jump.snapshot": self._snapshot, "jump.landed": self._landed}
+        return {key: dict(zip(names, tensors, strict=True)) for key, tensors in kept.items()}
 
     def drift(self) -> float:
         """||weights - snapshot|| / ||snapshot||, the same on every rank."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from scale.config.predict import DirectionName
+from scale.errors import ScaleError
 from scale.parallel.ranks import Ranks
 from scale.predict.moments import GroupStats
 from scale.predict.packing import pack_array, unpack_array
@@ -126,7 +127,13 @@ class Looks:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises KeyError if other directions were saved."""
+        """Raises ScaleError if other directions were saved."""
+        ours, saved = set(self._observers()), set(state["directions"])
+        if ours != saved:
+            raise ScaleError(
+                f"the checkpoint holds the predict.directions {', '.join(sorted(saved))}, this run wants "
+                f"{', '.join(sorted(ours))} (drift is always kept): go on with the same ones, or without prediction"
+            )
         self.steps, self.lr, self.fresh = state["steps"], state["lr"], state["fresh"]
         self.last = None
         if state["last"] is not None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 
 import pytest
 import torch
 
+from scale.parallel.ranks import Ranks
 from scale.parallel.single import Single
 from scale.predict.groups import KINDS, kind_of
 from scale.predict.weights.jump import Jump
 from tests.parallel.lm import digests, meta_model, prepared, whole_loss
+from tests.predict.weights.parts import drawn, of_kind, shards_of
 
 
 @pytest.fixture
@@ -73,3 +76,26 @@ def test_coefficients_that_are_not_finite_move_nothing(made):
     with pytest.raises(ValueError, match="not finite"):
         Jump(strategy).apply(vectors, [math.nan] * len(KINDS), seed=0)
     assert digests(strategy) == before
+
+
+class Held:
+    """Shards of which one is held by two ranks (of whose sums this one alone is there)."""
+
+    def __init__(self):
+        self.ranks = Ranks()
+        self.shards = shards_of(drawn(0), copies={"model.norm.weight": 2})
+
+    @contextmanager
+    def edit_masters(self):
+        yield self.shards
+
+
+def test_copies_count_by_their_share_in_the_distance():
+    held = Held()
+    jump = Jump(held)
+    jump.snapshot()
+    jump.apply(list(drawn(1).values()), [1.0] * len(KINDS), seed=0)
+    far, size = ([of_kind(t, kind) for kind in KINDS] for t in (drawn(1), drawn(0)))
+    share = [0.5 if kind == "norm" else 1.0 for kind in KINDS]
+    squares = [sum(w * (x @ x) for w, x in zip(share, xs, strict=True)) for xs in (far, size)]
+    assert jump.drift() == pytest.approx(math.sqrt(squares[0] / squares[1]), rel=1e-5)

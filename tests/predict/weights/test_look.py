@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from scale.errors import ScaleError
 from scale.parallel.ranks import Ranks
 from scale.predict.groups import KINDS
 from scale.predict.weights.carry import Carry
@@ -160,3 +161,11 @@ def test_a_resumed_run_goes_on_bit_for_bit(cut):
             look(other, n, point, drawn(n))
             other.moved(0.1 + n / 40)
             assert bits(other) == bits(straight)
+
+
+def test_other_directions_than_the_saved_ones_are_refused():
+    saved = Looks(Ranks(), shards_of(drawn(0)), ["window"]).state_dict()
+    with pytest.raises(
+        ScaleError, match=r"holds the predict\.directions drift, window, this run wants drift, optimizer"
+    ):
+        Looks(Ranks(), shards_of(drawn(0)), ["optimizer"]).load_state_dict(saved)
