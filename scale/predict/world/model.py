@@ -74,6 +74,7 @@ class WorldModel(nn.Module):
 
     One moment: h = GRU(h, [z, action]); z from the prior given h, or from the posterior given h and the features
     known before the step; the heads say from [h, z] what the step brings. Weights come from `generator` alone.
+    A run has few updates to give: with quiet heads and noisy latents the first hundred are lost on waking them up.
     """
 
     def __init__(self, members: int, hidden: int, latent: int, features: int, generator: torch.Generator):
@@ -84,19 +85,19 @@ class WorldModel(nn.Module):
         def make(rows: int, columns: int, gain: float = 1.0) -> nn.Parameter:
             return nn.Parameter(torch.randn(E, rows, columns, generator=generator) * (gain / math.sqrt(columns)))
 
-        self.w_ih = make(3 * H, Z + ACTIONS)
+        self.w_ih = make(3 * H, Z + ACTIONS, 2.0)
         self.w_hh = make(3 * H, H)
         self.b_ih = nn.Parameter(torch.zeros(E, 3 * H))
         self.b_hh = nn.Parameter(torch.zeros(E, 3 * H))
         self.prior_weight = make(2 * Z, H, 0.3)
-        self.prior_bias = nn.Parameter(torch.zeros(E, 2 * Z))
-        self.head_weight = make(OUTPUTS, H + Z, 0.03)
+        self.prior_bias = nn.Parameter(_narrow(Z).repeat(E, 1))
+        self.head_weight = make(OUTPUTS, H + Z, 0.5)
         self.head_bias = nn.Parameter(_unlearned().repeat(E, 1))
         self.embed_features = make(H, F)
         self.embed_hidden = make(H, H)
         self.embed_bias = nn.Parameter(torch.zeros(E, H))
-        self.posterior_weight = make(2 * Z, H, 0.3)
-        self.posterior_bias = nn.Parameter(torch.zeros(E, 2 * Z))
+        self.posterior_weight = make(2 * Z, H)
+        self.posterior_bias = nn.Parameter(_narrow(Z).repeat(E, 1))
 
     def weights(self) -> RssmWeights:
         """The part that imagines, as `scale_kernels.rssm.rollout` takes it. Shares memory with the parameters."""
@@ -135,6 +136,11 @@ class WorldModel(nn.Module):
 def _latent(raw_EBQ: Tensor) -> Gaussian:
     mean_EBZ, raw_EBZ = raw_EBQ.chunk(2, -1)
     return Gaussian(mean_EBZ, softplus(raw_EBZ) + MIN_STD)
+
+
+def _narrow(latent: int) -> Tensor:
+    """Biases of latents that carry more than their noise from the start: standard deviation .41."""
+    return torch.tensor([0.0] * latent + [-1.0] * latent)
 
 
 def _unlearned() -> Tensor:

@@ -16,7 +16,10 @@ from scale.predict.world.replay import Batch, Replay
 
 WINDOWS = 8
 """Windows of each member in an update."""
-LEARNING_RATE = 1e-2
+LEARNING_RATE = (2e-2, 5e-3)
+"""Of Adam: at the start, when a run has seen few updates and each one counts, and at the least."""
+FALL = 100
+"""Updates after which it is half of what it was."""
 CLIP = 10.0
 FREE_NATS = 1.0
 """KL below this costs nothing, so that the posterior may know something. DreamerV3, arXiv 2301.04104, equation 4."""
@@ -87,7 +90,7 @@ class Teacher:
 
     def __init__(self, model: WorldModel, generator: torch.Generator, bptt: int):
         self.model, self.generator, self.bptt = model, generator, bptt
-        self.optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, betas=(0.9, 0.99))
+        self.optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.99))
         self.updates = 0
 
     def update(self, replay: Replay) -> float | None:
@@ -100,6 +103,8 @@ class Teacher:
         cost = self.cost(Batch.of(rows))
         cost.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP * E)
+        first, least = LEARNING_RATE
+        self.optimizer.param_groups[0]["lr"] = max(first / (1 + self.updates / FALL), least)
         self.optimizer.step()
         self.updates += 1
         return float(cost.detach()) / E
