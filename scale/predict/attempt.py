@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -18,7 +18,6 @@ from scale.predict.weights.look import Looks
 from scale.predict.worth import Rate, cost_of_forward, settled
 from scale.protocols import Source
 from scale.train.step import BackwardStepper
-
 
 MOST = 2
 """A jump is never credited with more than this many times the steps it went."""
@@ -60,6 +59,8 @@ class Verdict:
     rate: float = 0.0
     """Of full steps before the jump."""
     undone: bool = False
+    stayed_P: list[float] = field(default_factory=list)
+    """How much of the jump was left after relaxing, beside training going on along it; by place."""
 
     @property
     def paid(self) -> bool:
@@ -122,6 +123,7 @@ class Attempts:
         if found.kept:
             self.base = None
             self.looks.restart()
+            self.jump.land()
             self.open = attempt
         return attempt
 
@@ -135,7 +137,9 @@ class Attempts:
         vectors = self.looks.directions[decision.direction].vectors()
         assert vectors is not None, "only directions that are ready are decided for"
         self.jump.snapshot()
-        return climb(self.jump, vectors, part, decision.horizon, self.config.guard, before, self._loss, seed)
+        return climb(
+            self.jump, vectors, part, decision.horizon, self.config.guard, before, self._loss, seed, decision.factor_P
+        )
 
     def judge(self, room: int) -> Verdict:
         """Look at the check loss after relaxing. A jump that left it higher is undone; otherwise it is credited with the
@@ -147,6 +151,8 @@ class Attempts:
         worth = self.rate.worth(attempt.before, after, relaxed)
         reward = self.rate.reward(attempt.before, after, cost)
         verdict = Verdict(attempt, after, worth, reward, credit=0, rate=self.rate.value() or 0.0)
+        carried_on = 1 + relaxed / attempt.kept
+        verdict.stayed_P = [stayed / carried_on for stayed in self.jump.stayed_P()]
         if self.config.mode == "always":
             verdict.credit = min(attempt.kept, room)
         elif not after < attempt.before:
@@ -229,8 +235,8 @@ class Attempts:
             self.share = float(self.ranks.lead(lambda: ratio))
 
     def companions(self) -> dict[str, dict[str, Tensor]]:
-        """The snapshot, while the jump may still be undone."""
-        return {"jump.snapshot": self.jump.kept(self.looks.names)} if self.open is not None else {}
+        """Of the jump, while it may still be undone."""
+        return self.jump.companions(self.looks.names) if self.open is not None else {}
 
     def state_dict(self) -> dict[str, Any]:
         """Collective."""
@@ -252,4 +258,5 @@ class Attempts:
         self.base = None if state["base"] is None else (state["base"][0], state["base"][1])
         if state["open"] is not None:
             self.open = Attempt(**(state["open"] | {"decision": Decision(**state["open"]["decision"])}))
-            self.jump.snapshot()  # room; what was in it is read back by the stepper
+            self.jump.snapshot()  # makes room; what was in it is read back by the stepper
+            self.jump.land()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from scale.config.predict import PredictConfig
-from scale.predict.bandit import STAY, Arm, Bandit
-from scale.predict.features import Coming, FeatureEncoder
+from scale.predict.bandit import STAY, Bandit
+from scale.predict.features import NAMES, Coming, FeatureEncoder
 from scale.predict.groups import KINDS
 from scale.predict.moments import Forecast, GroupStats, StepFacts
+from scale.predict.residuals import CarryCorrection, Residuals
 from scale.predict.signals import Signals
+from scale.predict.weights.jump import Place
 from scale.predict.world.foresight import Foresight
 
 MOST_CARRY = 1.5
@@ -31,10 +34,11 @@ class Decision:
     loss_K: list[float] | None
     """What full steps would bring, as the world model sees it."""
     context: list[float]
-
-    @property
-    def arm(self) -> Arm:
-        return self.asked, self.direction
+    factor_P: list[float]
+    """Learned from earlier jumps: by what the coefficients of each place are multiplied."""
+    gain: float | None
+    """Fall of the loss that is foreseen, corrected by what was missed in similar states."""
+    features_F: list[float]
 
 
 class Brain:
@@ -46,7 +50,10 @@ class Brain:
         self.encoder = FeatureEncoder()
         self.foresight = Foresight(config.world, config.seed)
         self.bandit = Bandit([(h, name) for name in config.directions for h in config.horizons], CONTEXT)
+        self.residuals = Residuals(len(NAMES))
+        self.correction = CarryCorrection()
         self.features_F: list[float] | None = None
+        self.last_F = [0.0] * len(NAMES)
         self.action = (0.0, 0)
         """Share of the straight line and steps of a jump since the last full step."""
         self.calm = 0
@@ -55,7 +62,7 @@ class Brain:
 
     def before(self, coming: Coming, stats: GroupStats | None) -> None:
         """A full step is about to be made."""
-        self.features_F = self.encoder.features(self.signals, coming, stats)
+        self.features_F = self.last_F = self.encoder.features(self.signals, coming, stats)
 
     def after(self, facts: StepFacts, carry_G: list[float] | None) -> str | None:
         """It was made. Returns a sign of divergence."""
@@ -71,7 +78,13 @@ class Brain:
         return diverged
 
     def decide(
-        self, step: int, steps: int, lr_factors: Sequence[float], ready: Sequence[str], stats: GroupStats | None
+        self,
+        step: int,
+        steps: int,
+        lr_factors: Sequence[float],
+        ready: Sequence[str],
+        stats: GroupStats | None,
+        places: Sequence[Place],
     ) -> dict[str, Any]:
         """A jump to try, or why none: {"go": Decision as a dict} or {"stay": reason}. `ready` are directions with vectors;
         `lr_factors` those of the coming steps."""
@@ -95,7 +108,15 @@ class Brain:
         horizon, direction = arm
         reach = self._reach(min(horizon, longest), lr_factors, forecast)
         losses = None if forecast is None else forecast.loss_T[: len(reach)]
-        return {"go": vars(Decision(direction, horizon, len(reach), reach, confidence, losses, context))}
+        gain = None if losses is None else self._gain(step, losses)
+        factors = [self.correction.factor(*place) for place in places]
+        decision = Decision(
+            direction, horizon, len(reach), reach, confidence, losses, context, factors, gain, self.last_F
+        )
+        return {"go": vars(decision)}
+
+    def _gain(self, step: int, losses: list[float]) -> float:
+        return losses[0] - losses[-1] + self.residuals.correction(step, self.last_F)
 
     def _reach(self, horizon: int, lr_factors: Sequence[float], forecast: Forecast | None) -> list[list[float]]:
         """Coefficients of 1..horizon steps by kind: straight lines x sum of lr factors."""
@@ -131,9 +152,16 @@ class Brain:
             min(1.0, self.signals.oscillation),
         ]
 
-    def learn(self, arm: Arm, context: list[float], reward: float) -> None:
+    def learn(self, decision: Decision, reward: float) -> None:
         """What a jump turned out to be worth."""
-        self.bandit.learn(arm, context, reward)
+        self.bandit.learn((decision.asked, decision.direction), decision.context, reward)
+
+    def compare(self, step: int, decision: Decision, gain: float, stayed: Mapping[Place, float]) -> None:
+        """What became of a jump: the real fall of the check loss, and how much of it was left at each place."""
+        if decision.gain is not None and math.isfinite(gain):
+            self.residuals.add(step, decision.features_F, decision.gain, gain)
+        before = {place: factor for place, factor in zip(stayed, decision.factor_P, strict=True)}
+        self.correction.learn({place: share * before[place] for place, share in stayed.items()})
 
     def jumped(self, steps: int) -> None:
         """A jump was kept: it is part of what leads to the next step."""
@@ -142,20 +170,20 @@ class Brain:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "signals": self.signals.state_dict(),
-            "encoder": self.encoder.state_dict(),
-            "foresight": self.foresight.state_dict(),
-            "bandit": self.bandit.state_dict(),
+            **{name: getattr(self, name).state_dict() for name in PARTS},
+            "last_F": list(self.last_F),
             "action": list(self.action),
             "calm": self.calm,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name in ("signals", "encoder", "foresight", "bandit"):
+        for name in PARTS:
             getattr(self, name).load_state_dict(state[name])
+        self.last_F = list(state["last_F"])
         self.action, self.calm = (state["action"][0], state["action"][1]), state["calm"]
 
 
+PARTS = ("signals", "encoder", "foresight", "bandit", "residuals", "correction")
 CONTEXT = 8
 """Numbers in a context."""
 _DD, _DU, _UU = 7, 8, 9

@@ -18,7 +18,9 @@ from scale.protocols import Batch, Group, Source
 class Movable(Protocol):
     """Weights that can be moved along a direction and put back bit for bit (`scale.predict.weights.jump.Jump`)."""
 
-    def apply(self, vectors: Sequence[Tensor], c_G: Sequence[float], seed: int) -> None: ...
+    def apply(
+        self, vectors: Sequence[Tensor], c_G: Sequence[float], seed: int, factor_P: Sequence[float] | None = None
+    ) -> None: ...
 
     def rollback(self) -> None: ...
 
@@ -97,6 +99,7 @@ def climb(
     before: float,
     check: Callable[[], float],
     seed: int,
+    factor_P: Sequence[float] | None = None,
 ) -> Climb:
     """Move along a direction part by part for as long as the check loss falls, at most `horizon` steps.
 
@@ -108,7 +111,7 @@ def climb(
     while found.kept < horizon:
         steps = min(round(interval), horizon - found.kept)
         c_G = [scale * c for c in part(found.kept, found.kept + steps)]
-        weights.apply(vectors, c_G, seed + len(found.parts))
+        weights.apply(vectors, c_G, seed + len(found.parts), factor_P)
         loss = check()
         found.forwards += 1
         if math.isfinite(loss) and loss < found.after and weights.drift() <= guard.drift:
@@ -120,7 +123,7 @@ def climb(
         found.why = "not finite" if not math.isfinite(loss) else "loss" if loss >= found.after else "drift"
         weights.rollback()
         for i, kept_G in enumerate(found.parts):
-            weights.apply(vectors, kept_G, seed + i)
+            weights.apply(vectors, kept_G, seed + i, factor_P)
         if scale < 1:
             break
         scale = 0.5

@@ -116,7 +116,9 @@ class PredictiveStepper:
         ready = [name for name, direction in self.looks.directions.items() if direction.vectors() is not None]
         longest = max(self.config.horizons)
         factors = [self.full.factor(step) for step in range(done + 1, min(done + longest, self.steps) + 1)]
-        said = self.ranks.lead(lambda: self.brain.decide(done, self.steps, factors, ready, self.looks.last))
+        said = self.ranks.lead(
+            lambda: self.brain.decide(done, self.steps, factors, ready, self.looks.last, self.attempts.jump.places)
+        )
         if "stay" in said:
             self.phases.waited(paid=False)
             return {"stay": said["stay"]}
@@ -136,12 +138,16 @@ class PredictiveStepper:
         """The relaxing steps are over: what was the jump worth?"""
         verdict = self.attempts.judge(self.phases.room(self.full.steps_done))
         self._learn(verdict.attempt, verdict.reward)
+        if self.ranks.rank == 0:
+            stayed = dict(zip(self.attempts.jump.places, verdict.stayed_P, strict=True))
+            gain = verdict.attempt.before - verdict.after
+            self.brain.compare(self.full.steps_done, verdict.attempt.decision, gain, stayed)
         self.phases.judged(verdict.credit, verdict.paid)
         return verdict.says()
 
     def _learn(self, attempt: Attempt, reward: float) -> None:
         if self.ranks.rank == 0:
-            self.brain.learn(attempt.decision.arm, attempt.decision.context, reward)
+            self.brain.learn(attempt.decision, reward)
 
     def _checked(self, before: int) -> int:
         """Checking forwards since there were `before`."""
