@@ -19,10 +19,15 @@ from scale.models.build import build_model, is_model_folder, model_config
 from scale.monitor.run_folder import RunFolder
 
 
-def load_run(folder: str | Path, step: int | None = None) -> tuple[Any, Any]:
+SHADOW = "predict/shadow.weights/"
+"""Names, in a checkpoint, of predicted weights that were kept beside training."""
+
+
+def load_run(folder: str | Path, step: int | None = None, shadow: bool = False) -> tuple[Any, Any]:
     """Model (CPU, eval mode) and tokenizer (None if there is none) of a run's newest good checkpoint, or the one at `step`.
 
-    Raises UsageError if the folder is no run or has no such checkpoint, DamagedCheckpoint if that one is damaged.
+    `shadow`: with the best predicted weights (predict.use = 'shadow') in place of the trained ones. Raises UsageError if
+    the folder is no run or has no such checkpoint or shadow, DamagedCheckpoint if that one is damaged.
     """
     run = RunFolder(Path(folder))
     if not run.config.exists():
@@ -45,6 +50,11 @@ def load_run(folder: str | Path, step: int | None = None) -> tuple[Any, Any]:
                 f"{saved.path}: holds {name.removeprefix('model/')}, which the model of {run.model} has not"
             )
     saved.read({name: ours[name] for name in trained})
+    if shadow:
+        predicted = [name for name in saved.shapes() if name.startswith(SHADOW)]
+        if not predicted:
+            raise UsageError(f"--shadow: {saved.path} holds no predicted weights (predict.use = 'shadow' keeps them)")
+        saved.read({name: ours[f"model/{name.removeprefix(SHADOW)}"] for name in predicted})
     tokenizer = tokenizers.load(str(run.model)) if (run.model / "tokenizer.json").exists() else None
     return model.eval(), tokenizer
 

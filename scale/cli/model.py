@@ -39,6 +39,7 @@ def add_commands(verbs: Any) -> None:
     export.add_argument("--out", type=Path, required=True, help="folder to make")
     export.add_argument("--step", type=int, help="checkpoint of this step (default: the newest)")
     export.add_argument("--merge", action="store_true", help="fold a LoRA adapter into the base weights")
+    export.add_argument("--shadow", action="store_true", help="the best predicted weights instead of the trained ones")
     export.set_defaults(run=_export)
 
 
@@ -69,6 +70,6 @@ def _export(args: argparse.Namespace) -> int:
     from scale.load import load_run
 
     check_free(args.out)
-    model, tokenizer = load_run(args.run_folder, args.step)
+    model, tokenizer = load_run(args.run_folder, args.step, args.shadow)
     print(export(model, tokenizer, args.out, args.merge))
     return EXIT_OK

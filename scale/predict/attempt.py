@@ -13,6 +13,7 @@ from scale.config.predict import PredictConfig
 from scale.predict.brain import Decision
 from scale.predict.guard import CheckSet, Climb, climb
 from scale.predict.ledger import Ledger
+from scale.predict.shadow import Shadow
 from scale.predict.weights.jump import Jump
 from scale.predict.weights.look import Looks
 from scale.predict.worth import Rate, cost_of_forward, settled
@@ -35,6 +36,8 @@ class Attempt:
     kept: int = 0
     forwards: int = 0
     """Beside those before the jump and after relaxing."""
+    shadow: float | None = None
+    """Check loss of the weights that were kept beside training."""
 
     def says(self) -> dict[str, Any]:
         return {
@@ -44,6 +47,7 @@ class Attempt:
             "check_before": self.before,
             "check_after": self.after,
             "kept": self.kept,
+            "shadow": self.shadow,
         }
 
 
@@ -84,6 +88,7 @@ class Attempts:
         self.ranks = full.strategy.ranks
         self.jump = Jump(full.strategy, config.guard.offload)
         self.check = CheckSet(full.score, self.ranks, config.guard.tokens)
+        self.shadow = Shadow(full.strategy)
         self.rate = Rate()
         self.open: Attempt | None = None
         self.share: float | None = None
@@ -119,6 +124,10 @@ class Attempts:
         self.ledger.attempts += 1
         self.ledger.rejected += found.rejected
         if self.config.use == "shadow":
+            if found.kept and self.shadow.offer(step, found.after):
+                attempt.shadow = found.after
+            self.jump.rollback()
+            attempt.kept = 0
             return attempt
         if found.kept:
             self.base = None
@@ -235,13 +244,15 @@ class Attempts:
             self.share = float(self.ranks.lead(lambda: ratio))
 
     def companions(self) -> dict[str, dict[str, Tensor]]:
-        """Of the jump, while it may still be undone."""
-        return self.jump.companions(self.looks.names) if self.open is not None else {}
+        """Of the jump, while it may still be undone, and of the shadow."""
+        jump = self.jump.companions(self.looks.names) if self.open is not None else {}
+        return jump | self.shadow.companions()
 
     def state_dict(self) -> dict[str, Any]:
         """Collective."""
         return {
             "check": self.check.state_dict(),
+            "shadow": self.shadow.state_dict(),
             "rate": self.rate.state_dict(),
             "open": None if self.open is None else asdict(self.open),
             "share": self.share,
@@ -252,6 +263,7 @@ class Attempts:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.check.load_state_dict(state["check"])
+        self.shadow.load_state_dict(state["shadow"])
         self.rate.load_state_dict(state["rate"])
         self.share, self.losses, self.open = state["share"], state["losses"], None
         self.unsettled = state["unsettled"]

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Size, Tensor
 
 from scale.config.predict import PredictConfig
+from scale.errors import UsageError
 from scale.parallel import companions
 from scale.predict.attempt import Attempt, Attempts
 from scale.predict.brain import Brain
@@ -197,6 +198,7 @@ class PredictiveStepper:
     def state_dict(self) -> dict[str, Any]:
         """That of the backward stepper, and `predict`. Collective."""
         mine = {
+            "made_for": self._made_for(),
             "phases": self.phases.state_dict(),
             "brain": self.brain.state_dict(),
             "ledger": self.ledger.state_dict(),
@@ -206,11 +208,24 @@ class PredictiveStepper:
         return self.full.state_dict() | {"predict": mine}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """A run that went on without prediction so far begins to watch from here."""
+        """A run that went on without prediction so far begins to watch from here. Raises UsageError for settings that
+        what was learned does not fit."""
         self.full.load_state_dict(state)
         self.resumed = "predict" in state
         if self.resumed:
+            for key, ours in self._made_for().items():
+                if ours != (saved := state["predict"]["made_for"][key]):
+                    raise UsageError(
+                        f"{key} = {ours}: what the checkpoint has learned was made for {saved} (keep it, or go on with "
+                        "predict.enabled=false)"
+                    )
             for name in ("phases", "brain", "ledger", "looks", "attempts"):
                 getattr(self, name).load_state_dict(state["predict"][name])
         else:
             self.event("predict", f"step {self.full.steps_done}: no prediction so far; it begins to watch here")
+
+    def _made_for(self) -> dict[str, Any]:
+        """Settings that give what is learned its shape."""
+        config = self.config.model_dump(mode="json")
+        shapes = {f"predict.{key}": config[key] for key in ("directions", "horizons")}
+        return shapes | {f"predict.world.{key}": config["world"][key] for key in ("members", "hidden", "latent")}

@@ -11,7 +11,7 @@ import numpy as np
 from scale.errors import UsageError
 from scale.predict.forecast.curve import Curve
 from scale.predict.forecast.interval import WIDENING, past_errors, rms, spreads
-from scale.predict.forecast.methods import METHODS
+from scale.predict.forecast.methods import METHODS, Method
 
 MARGIN = 0.5
 """The first method is left only for one whose past errors are smaller than this share of its own: a law without schedule
@@ -60,7 +60,7 @@ class Outlook:
         return self.forecasts[self.chosen]
 
 
-def look_ahead(curve: Curve, seed: int = 0) -> Outlook:
+def look_ahead(curve: Curve, seed: int = 0, methods: Mapping[str, Method] = METHODS) -> Outlook:
     """Forecast the average loss of the last window of the run. Seeded; the same curve gives the same numbers.
 
     Raises UsageError if there are too few losses or nothing lies ahead.
@@ -71,9 +71,9 @@ def look_ahead(curve: Curve, seed: int = 0) -> Outlook:
             f"all {curve.steps} steps are known: nothing lies ahead (--at 0.5 forecasts from the first half)"
         )
     forecasts, left_out = {}, {}
-    for name in METHODS:
+    for name, method in methods.items():
         try:
-            forecasts[name] = _forecast(name, curve, seed)
+            forecasts[name] = _forecast(name, method, curve, seed)
         except UsageError as error:
             left_out[name] = str(error)
     chosen, reason = choose(forecasts)
@@ -98,8 +98,8 @@ def choose(forecasts: Mapping[str, Forecast]) -> tuple[str, str]:
     )
 
 
-def _forecast(name: str, curve: Curve, seed: int) -> Forecast:
-    fitted, errors = METHODS[name](curve, seed), past_errors(METHODS[name], curve, seed)
+def _forecast(name: str, method: Method, curve: Curve, seed: int) -> Forecast:
+    fitted, errors = method(curve, seed), past_errors(method, curve, seed)
     near = curve.near(curve.steps)
     step_M = np.unique(np.linspace(curve.last, near.mean(), POINTS).round()).astype(np.int64)
     spread_M = spreads(fitted, curve, errors, step_M)
