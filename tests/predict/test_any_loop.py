@@ -1,0 +1,101 @@
+"""predict.wrap around a plain torch loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from scale.errors import UsageError
+from scale.predict import wrap
+
+JUMPS: dict[str, Any] = {
+    "warmup": 10,
+    "min_full": 3,
+    "horizons": [16],
+    "directions": ["optimizer"],
+    "coefficients": "last",
+    "confidence": 0,
+    "guard": {"correction_interval": 4, "relax": 2, "drift": 1.0},
+}
+
+
+class Line:
+    """Linear regression with a learning rate far too small, and its loop."""
+
+    def __init__(self, steps: int, config: dict[str, Any] | None):
+        generator = torch.Generator().manual_seed(0)
+        self.x = torch.randn(200, 8, generator=generator)
+        self.y = self.x @ torch.randn(8, 1, generator=generator)
+        torch.manual_seed(0)
+        self.model = nn.Linear(8, 1)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
+        self.calls = 0
+        self.predictor = None
+        if config is not None:
+            self.predictor = wrap(
+                self.model, self.optimizer, steps=steps, check=self.check, config=config, tokens=150, check_tokens=50
+            )
+
+    def check(self) -> torch.Tensor:
+        assert not self.model.training and not torch.is_grad_enabled()
+        return (self.model(self.x[150:]) - self.y[150:]).square().mean()
+
+    def closure(self) -> torch.Tensor:
+        self.calls += 1
+        self.optimizer.zero_grad()
+        loss = (self.model(self.x[:150]) - self.y[:150]).square().mean()
+        loss.backward()
+        return loss
+
+    def run(self, steps: int) -> list[float]:
+        losses = []
+        for _ in range(steps):
+            if self.predictor is None:
+                losses.append(float(self.closure().detach()))
+                self.optimizer.step()
+            else:
+                losses.append(self.predictor.step(self.closure).loss)
+        return losses
+
+
+def test_observing_changes_no_bit() -> None:
+    plain, watched = Line(60, None), Line(60, {"mode": "observe"})
+    assert plain.run(60) == watched.run(60)
+    for a, b in zip(plain.model.parameters(), watched.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_jumps_save_backward_passes_and_end_no_worse() -> None:
+    plain, jumping = Line(300, None), Line(300, JUMPS)
+    plain.run(300)
+    losses = jumping.run(300)
+    assert jumping.predictor is not None and jumping.predictor.steps_done == 300
+    assert jumping.calls < 200 and jumping.calls == jumping.predictor.ledger["full"]
+    assert sum(loss != loss for loss in losses) == 300 - jumping.calls == jumping.predictor.ledger["predicted"]
+    plain.model.eval(), jumping.model.eval()
+    with torch.no_grad():
+        assert jumping.check() <= plain.check()
+
+
+def test_state_goes_on_exactly() -> None:
+    whole = Line(120, JUMPS)
+    whole.run(120)
+    first = Line(120, JUMPS)
+    first.run(47)
+    second = Line(120, JUMPS)
+    assert first.predictor is not None and second.predictor is not None and whole.predictor is not None
+    second.model.load_state_dict(first.model.state_dict())
+    second.optimizer.load_state_dict(first.optimizer.state_dict())
+    second.predictor.load_state_dict(first.predictor.state_dict())
+    second.run(73)
+    assert torch.equal(second.model.weight, whole.model.weight)
+    assert second.predictor.ledger == whole.predictor.ledger
+
+
+def test_other_masters_than_fp32_are_refused() -> None:
+    model = nn.Linear(2, 2).bfloat16()
+    with pytest.raises(UsageError, match=r"weight is torch.bfloat16: masters in float32"):
+        wrap(model, torch.optim.SGD(model.parameters(), lr=0.1), steps=10, check=lambda: 0.0)
