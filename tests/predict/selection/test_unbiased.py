@@ -13,6 +13,7 @@ from scale.data import planner as planning
 from scale.data.planner import Planner
 from scale.data.rows import IGNORE, RowReader, unstack
 from scale.data.source import PackedSource
+from scale.errors import ScaleError
 from scale.objectives.causal_lm import CausalLM
 from scale.objectives.root import Root
 from scale.parallel.single import Single
@@ -154,3 +155,13 @@ def test_the_stepper_weighs_tokens_keeps_the_count_and_tells_unweighted_losses(s
     assert report.loss == pytest.approx(np.dot(by_hand, weights) / tokens, rel=1e-5)
     (sums,) = source.heard
     assert torch.cat([part[:, 0] for part in sums]).tolist() == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_an_objective_that_cannot_tell_documents_apart_is_refused():
+    order = Planner([DOCS.lengths], [1.0], 16, lambda _: 16, 16).orders[0]
+    source = Once(RowReader([DOCS]).block([[order.span(0, 0)]], 16))
+    strategy, objective = Single("cpu", precision="fp32"), CausalLM()
+    root = strategy.prepare(Root(Bigrams(), objective), OptimConfig(lr=0.1), None)
+    settings = StepSettings(10, 0.1, ScheduleConfig(kind="constant", warmup=0), SpikeConfig())
+    with pytest.raises(ScaleError, match="does not tell the losses of documents"):
+        BackwardStepper(root, objective, strategy, settings).step(source)
