@@ -1,9 +1,10 @@
 """How far a forecast may be off: a 90% interval from refits, from the run's own past and from other runs.
 
-The spread of a forecast is the root of the sum of three squares, all of the logarithm of the loss:
+The spread of a forecast is the root of the sum of four squares, all of the logarithm of the loss:
 
 - refits: the bootstrap of the fit, in which what the losses do not determine varies as its prior does;
 - the past: errors of forecasts that the same method would have made earlier in this run, over the same relative distance;
+- other methods: how far from it their forecasts of the end are;
 - noise: of the window of losses that is forecast.
 
 Half of the interval is the spread times `WIDENING` of the method: the split-conformal quantile of |error| / spread over
@@ -27,7 +28,7 @@ CUTS = (0.45, 0.55, 0.65, 0.75)
 FARTHEST = 3.0
 """An error over a shorter distance is scaled up, at most so much."""
 DRAWS = 32
-WIDENING: Mapping[str, float] = {"multi-power law": 1.4, "world model": 2.1, "power law": 2.4, "last value": 2.0}
+WIDENING: Mapping[str, float] = {"multi-power law": 1.2, "world model": 1.5, "power law": 1.9, "last value": 1.15}
 """By method; chosen on development runs by `python benchmarks/forecast.py --calibrate`."""
 
 
@@ -53,13 +54,23 @@ def past_errors(method: Method, curve: Curve, seed: int) -> list[float]:
     return errors
 
 
-def spreads(fitted: Fitted, curve: Curve, errors: Sequence[float], step_M: np.ndarray) -> np.ndarray:
-    """Standard deviation of the log of the loss at each step ahead (M), before widening."""
+def spreads(
+    fitted: Fitted, curve: Curve, errors: Sequence[float], others: Sequence[float], step_M: np.ndarray
+) -> np.ndarray:
+    """Standard deviation of the log of the loss at each step ahead (M), before widening.
+
+    `errors`: of the past; `others`: logs of this forecast of the end over those of other methods. Both grow with the log of
+    the distance.
+    """
     refits_M = np.log(fitted.draws(step_M, DRAWS)).std(axis=0)
-    past = rms(errors)
     share_M = np.log(np.maximum(step_M / curve.last, 1)) / math.log(curve.steps / curve.last)
-    noise = curve.bins.noise / math.sqrt(curve.window)
-    return np.sqrt(refits_M**2 + past**2 * share_M + noise**2)
+    ahead_M = share_M * (rms(errors) ** 2 + rms(others) ** 2)
+    return np.sqrt(refits_M**2 + ahead_M + window_noise(curve) ** 2)
+
+
+def window_noise(curve: Curve) -> float:
+    """Standard deviation of the log of an average over a window."""
+    return curve.bins.noise / math.sqrt(curve.window)
 
 
 def rms(errors: Sequence[float]) -> float:

@@ -90,10 +90,12 @@ def _fitted(law: Law, curve: Curve, seed: int, note: str) -> Fitted:
     return Fitted(best.error, lambda step_M: law.loss(best.theta_P, step_M)[0], draws, note)
 
 
+CONSTANT = "last value"
+"""The method that foresees nothing: no other's interval is wider because of it."""
 METHODS: Mapping[str, Method] = {
     "multi-power law": multi_power_law,
     "world model": world_model,
     "power law": power_law,
-    "last value": last_value,
+    CONSTANT: last_value,
 }
 """By name, the preferred first."""

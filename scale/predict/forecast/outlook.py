@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from scale.errors import UsageError
 from scale.predict.forecast.curve import Curve
-from scale.predict.forecast.interval import WIDENING, past_errors, rms, spreads
-from scale.predict.forecast.methods import METHODS, Method
+from scale.predict.forecast.interval import WIDENING, past_errors, rms, spreads, window_noise
+from scale.predict.forecast.methods import CONSTANT, METHODS, Fitted, Method
 
 MARGIN = 0.5
 """The first method is left only for one whose past errors are smaller than this share of its own: a law without schedule
@@ -70,23 +70,33 @@ def look_ahead(curve: Curve, seed: int = 0, methods: Mapping[str, Method] = METH
         raise UsageError(
             f"all {curve.steps} steps are known: nothing lies ahead (--at 0.5 forecasts from the first half)"
         )
-    forecasts, left_out = {}, {}
+    fits: dict[str, tuple[Fitted, list[float]]] = {}
+    left_out: dict[str, str] = {}
     for name, method in methods.items():
         try:
-            forecasts[name] = _forecast(name, method, curve, seed)
+            fits[name] = method(curve, seed), past_errors(method, curve, seed)
         except UsageError as error:
             left_out[name] = str(error)
-    chosen, reason = choose(forecasts)
+    near = curve.near(curve.steps)
+    ends = {name: math.log(fitted.at(near).mean()) for name, (fitted, _) in fits.items()}
+    forecasts = {}
+    for name, (fitted, errors) in fits.items():
+        others = [ends[name] - end for other, end in ends.items() if other not in (name, CONSTANT)]
+        forecasts[name] = _forecast(name, fitted, curve, errors, others)
+    chosen, reason = choose(forecasts, window_noise(curve))
     return Outlook(curve, forecasts, left_out, chosen, reason)
 
 
-def choose(forecasts: Mapping[str, Forecast]) -> tuple[str, str]:
-    """The method to believe by the errors it would have made in this run's past, and why."""
+def choose(forecasts: Mapping[str, Forecast], noise: float) -> tuple[str, str]:
+    """The method to believe by the errors it would have made in this run's past, and why.
+
+    `noise` of the measured losses is added to all of these errors: a smaller one was luck.
+    """
     first = next(iter(forecasts.values()))
     if math.isnan(first.past):
         return first.method, "too little past to compare methods on"
     rival = min(forecasts.values(), key=lambda forecast: forecast.past)
-    if rival.past < MARGIN * first.past:
+    if math.hypot(rival.past, noise) < MARGIN * math.hypot(first.past, noise):
         return (
             rival.method,
             f"forecasts of this run's past: off by {rival.past:.1%}, {first.method} by {first.past:.1%}",
@@ -98,11 +108,10 @@ def choose(forecasts: Mapping[str, Forecast]) -> tuple[str, str]:
     )
 
 
-def _forecast(name: str, method: Method, curve: Curve, seed: int) -> Forecast:
-    fitted, errors = method(curve, seed), past_errors(method, curve, seed)
+def _forecast(name: str, fitted: Fitted, curve: Curve, errors: Sequence[float], others: Sequence[float]) -> Forecast:
     near = curve.near(curve.steps)
     step_M = np.unique(np.linspace(curve.last, near.mean(), POINTS).round()).astype(np.int64)
-    spread_M = spreads(fitted, curve, errors, step_M)
+    spread_M = spreads(fitted, curve, errors, others, step_M)
     loss_M = fitted.at(step_M)
     loss_M[-1], step_M[-1] = fitted.at(near).mean(), curve.steps  # the end is a window, asked about at its middle
     lower_M, upper_M = (loss_M * np.exp(sign * WIDENING[name] * spread_M) for sign in (-1, 1))
