@@ -76,18 +76,20 @@ class CheckSet:
         return {"drawn": self.drawn, "tokens": self.group.tokens, "batches": self.ranks.gather(mine)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """With another number of ranks the batches are dealt out anew: whole micro-batches, none twice."""
+        """With another number of ranks the batches are dealt out anew, as many to each rank, for their forward passes meet:
+        where that does not come out even every batch is there the same number of times, which leaves the mean as it is."""
         self.drawn, self.group = state["drawn"], None
         if "batches" not in state:
             return
-        by_rank = state["batches"]
-        if len(by_rank) != self.ranks.world_size:
+        by_rank, world_size, times = state["batches"], self.ranks.world_size, 1
+        if len(by_rank) != world_size:
             every = [batch for batches in by_rank for batch in batches]
-            by_rank = [every[rank :: self.ranks.world_size] or every[:1] for rank in range(self.ranks.world_size)]
+            times = world_size // math.gcd(len(every), world_size)
+            by_rank = [(times * every)[rank::world_size] for rank in range(world_size)]
         mine: list[Batch] = [
             {name: unpack(packed) for name, packed in batch.items()} for batch in by_rank[self.ranks.rank]
         ]
-        self.group = Group(mine, state["tokens"])
+        self.group = Group(mine, times * state["tokens"])
 
 
 def climb(

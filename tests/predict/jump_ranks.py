@@ -11,8 +11,10 @@ import pytest
 from scale.config.optim import ScheduleConfig
 from scale.config.predict import PredictConfig
 from scale.errors import UsageError
+from scale.predict.brain import Decision
 from scale.predict.groups import KINDS, kind_of
 from scale.predict.stepper import PredictiveStepper
+from scale.train.observe import layer_of
 from tests.parallel.lm import Rows, meta_model, prepared
 from tests.predict.weights.rank_parts import OPTIM, strategy_of
 
@@ -68,13 +70,15 @@ class Run:
         vectors = self.stepper.looks.directions[decision.direction].vectors()
         lines = {n: v.double().clone() for n, v in zip(self.stepper.looks.names, vectors, strict=True)}
         start, bits, moments, seen = self.masters(), self.bits(), self.moments(), self.forward()
+        factors = dict(zip(self.attempts.jump.places, decision.factor_P, strict=True))
         found = self._climb(decision, before, seed)
         worst, moved = 0.0, 0.0
         for name, end in self.masters().items():
             if not end.numel():
                 continue
             g = kind_of(name)
-            steps = [c_G[g] * lines[name] for c_G in found.parts]
+            factor = factors[KINDS[g], layer_of(name)]
+            steps = [c_G[g] * factor * lines[name] for c_G in found.parts]
             expected = start[name].double() + sum(steps)
             room = (start[name].double().abs() + sum(abs(step) for step in steps)) * EPS * (1 + len(steps))
             worst = max(worst, float(((end.double() - expected).abs() / (room + 1e-30)).max()))
@@ -145,7 +149,8 @@ def kept_alone(ranks, kind):
     run.attempts.check.draw(run.source)
     factors = [run.stepper.full.factor(step) for step in range(9, 18)]
     reach = run.stepper.brain._reach(9, factors, None)
-    decision = run_decision(reach)
+    factors = [1 + 0.1 * p for p in range(len(run.attempts.jump.places))]
+    decision = along_drift(reach, factors)
     start = run.bits()
     run.heights = [8.0, 8.5, 8.5]
     found = run._climb(decision, 9.0, 7)
@@ -153,16 +158,14 @@ def kept_alone(ranks, kind):
     run.attempts.jump.rollback()
     back = run.bits() == start
     run.heights = [8.0]
-    alone = run._climb(run_decision(reach[:3]), 9.0, 7)
+    alone = run._climb(along_drift(reach[:3], factors), 9.0, 7)
     return {"same": run.bits() == left != start, "seen": [seen, run.forward()], "back": back,
             "kept": [found.kept, alone.kept], "parts": [found.parts, alone.parts]}  # fmt: skip
 
 
-def run_decision(reach_KG):
-    """A jump along the drift."""
-    from scale.predict.brain import Decision
-
-    return Decision("drift", len(reach_KG), len(reach_KG), reach_KG, None, None, [])
+def along_drift(reach_KG, factor_P):
+    """A jump."""
+    return Decision("drift", len(reach_KG), len(reach_KG), reach_KG, None, None, [], factor_P, None, [])
 
 
 def undone(ranks, kind):

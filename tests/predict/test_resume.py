@@ -10,13 +10,11 @@ from scale.errors import ScaleError
 from tests.predict.runs import (
     LAST,
     STEPS,
-    WORLD,
     assert_same_run,
     cut_back,
     fit,
     last,
     rows,
-    same_bits,
     state,
     tensors,
     write,
@@ -106,7 +104,7 @@ def test_guard_and_mode_may_change(jumping, tmp_path):
 @pytest.mark.parametrize(
     "change",
     ["directions=[drift]", "directions=[optimizer,window]", "horizons=[6]", "world.hidden=7", "world.members=3",
-     "world.latent=3", "world.replay=64"],
+     "world.latent=3"],
 )  # fmt: skip
 def test_what_the_state_was_made_for_must_not_change(change, jumping, tmp_path):
     run = cut_back(jumping, 20, tmp_path)

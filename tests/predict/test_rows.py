@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
+from scale.config.optim import ScheduleConfig
+from scale.train.schedule import lr_factor
 from tests.predict.runs import STEPS, rows
 
 COUNTERS = ("tokens", "backward_passes", "backward_tokens")
@@ -36,24 +40,16 @@ def test_predicted_rows_never_pass_for_measured_ones(said):
 
 
 def test_tokens_and_backward_passes_stand_still_while_the_schedule_moves_on(said):
-    for before, row in zip(said, said[1:], strict=False):
+    for before, row in pairwise(said):
         moved = [row[name] - before[name] for name in COUNTERS]
         assert moved == [0, 0, 0] if row["was_predicted"] else min(moved) > 0
     rates = [row["learning_rate"] for row in said[1:]]
     assert len(set(rates[4:])) == len(rates[4:]), "the learning rate stood still"
-    assert rates == pytest.approx([3e-4 * cosine(step) for step in range(1, STEPS + 1)])
-
-
-def cosine(step):
-    """Of the default schedule, by hand: 2% of the steps up, then down along half a cosine to a tenth."""
-    from scale.config.optim import ScheduleConfig
-    from scale.train.schedule import lr_factor
-
-    return lr_factor(ScheduleConfig(), step, STEPS)
+    assert rates == pytest.approx([3e-4 * lr_factor(ScheduleConfig(), step, STEPS) for step in range(1, STEPS + 1)])
 
 
 def test_forward_passes_are_those_of_steps_and_checks(said):
-    for before, row in zip(said[1:], said[2:], strict=False):
+    for before, row in pairwise(said[1:]):
         checks = row["ledger"]["check_forwards"] - before["ledger"]["check_forwards"]
         steps = 0 if row["was_predicted"] else 1
         assert row["forward_passes"] - before["forward_passes"] == steps + checks

@@ -1,0 +1,90 @@
+"""What a jump was worth, by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scale.predict.worth import Rate, cost_of_forward
+
+
+def rate_of(*points):
+    rate = Rate()
+    for step, loss in points:
+        rate.note(step, loss)
+    return rate
+
+
+def test_nothing_is_known_before_two_points():
+    assert rate_of().value() is None and rate_of((3, 5.0)).value() is None
+    assert rate_of((3, 5.0)).worth(5.0, 4.0, 2) == 0.0 and rate_of((3, 5.0)).reward(5.0, 4.0, 3.0) == -1.0
+
+
+def test_worth_is_the_fall_in_full_steps_less_those_made():
+    rate = rate_of((10, 5.0), (20, 4.0))
+    assert rate.value() == pytest.approx(0.1)
+    assert rate.worth(4.0, 3.0, relaxed=3) == pytest.approx(7.0)
+    assert rate.worth(4.0, 3.9, relaxed=3) == pytest.approx(-2.0)
+    assert rate.worth(4.0, 4.2, relaxed=3) == pytest.approx(-5.0)
+
+
+def test_reward_is_the_gain_over_full_steps_at_the_same_cost():
+    rate = rate_of((10, 5.0), (20, 4.0))
+    assert rate.reward(4.0, 3.5, cost=5.0) == pytest.approx(0.0)
+    assert rate.reward(4.0, 3.0, cost=5.0) == pytest.approx(1.0)
+    assert rate.reward(4.0, 4.0, cost=5.0) == pytest.approx(-1.0)
+    assert rate.reward(4.0, -90.0, cost=1.0) == 5.0 and rate.reward(4.0, 90.0, cost=1.0) == -2.0
+
+
+@pytest.mark.parametrize("points", [[(0, 4.0), (10, 4.0)], [(0, 4.0), (10, 4.5)], [(0, 4.0), (5, 4.0), (9, 4.4)]])
+def test_where_full_steps_bring_nothing_there_is_nothing_to_measure_by(points):
+    rate = rate_of(*points)
+    if rate.value() <= 0:
+        assert rate.worth(4.0, 3.0, 2) == 0.0 and rate.reward(4.0, 3.0, 2.0) == -1.0
+    assert len(points) == 3 or rate.value() <= 0
+
+
+def test_loss_that_is_not_finite_is_worth_less_than_anything():
+    rate = rate_of((0, 5.0), (10, 4.0))
+    for after in (math.nan, math.inf):
+        assert rate.worth(4.0, after, 2) == -math.inf and rate.reward(4.0, after, 2.0) == -2.0
+    rate.note(20, math.nan)
+    assert rate.points == [(0, 5.0), (10, 4.0)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.floats(1, 9), min_size=3, max_size=4), st.integers(1, 30))
+def test_noise_never_makes_full_steps_look_slower(losses, apart):
+    """At least as fast as numpy's line through the same points."""
+    rate = rate_of(*((n * apart, loss) for n, loss in enumerate(losses)))
+    line = np.polyfit(np.arange(len(losses)) * apart, losses, 1)[0]
+    assert rate.value() >= -line - 1e-9
+
+
+def test_what_a_jump_gained_does_not_count_as_the_speed_of_full_steps():
+    rate = rate_of((0, 5.0), (10, 4.0))
+    rate.jumped(12, before=4.0, after=2.0, relaxed=2)
+    assert rate.value() == pytest.approx(0.1), "0.2 of the 2.0 are the two full steps'"
+    rate.note(22, 1.0)
+    assert rate.value() == pytest.approx(0.1)
+
+
+def test_one_count_of_steps_has_one_point():
+    rate = rate_of((0, 5.0), (10, 4.5), (10, 4.0))
+    assert rate.points == [(0, 5.0), (10, 4.0)] and rate.value() == pytest.approx(0.1)
+
+
+def test_a_forward_is_a_third_of_a_step_on_as_many_tokens():
+    assert cost_of_forward(512, 512) == pytest.approx(1 / 3)
+    assert cost_of_forward(1024, 512) == pytest.approx(2 / 3) and cost_of_forward(512, 512, 0.5) == 0.5
+
+
+def test_state_is_json():
+    rate, again = rate_of((0, 5.1), (10, 4.3), (15, 4.2)), Rate()
+    again.load_state_dict(json.loads(json.dumps(rate.state_dict())))
+    assert again.points == rate.points and again.value() == rate.value()
