@@ -110,3 +110,26 @@ def test_state_goes_on_bit_for_bit() -> None:
         if facts.step >= 40:
             assert other.features(signals, Coming.of(facts), look) == features
         signals.update(facts)
+
+
+def test_global_features_by_hand() -> None:
+    signals, encoder = Signals(2.5), FeatureEncoder()
+    for facts in steps(40):
+        signals.update(facts)
+    encoder.features(signals, Coming(41, 0.75, 0.2, 2000, 128), None)
+    raw = dict(zip(NAMES, encoder.mean_F.tolist(), strict=True))  # of a single look: what was seen
+    loss, noise = {scale: average.value for scale, average in signals.loss.items()}, signals.noise
+    expected = {
+        "loss_8": (facts.loss - loss[8]) / noise,
+        "loss_32": (loss[8] - loss[32]) / noise,
+        "loss_128": (loss[32] - loss[128]) / noise,
+        "slope_32": signals.slope(32) * 32 / noise,
+        "log_loss": math.log(loss[32]),
+        "log_noise": math.log(noise / loss[32]),
+        "grad_8": math.log(facts.grad_norm) - signals.log_grad[8].value,
+        "lr_change": 0.75 - facts.lr_factor,
+        "since_jump": math.log(41),
+        "log_tokens": math.log(2000),
+        "log_seq_len": math.log(128),
+    }
+    assert {name: raw[name] for name in expected} == pytest.approx(expected)

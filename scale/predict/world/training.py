@@ -68,13 +68,14 @@ def open_loop(
     K, S = len(eps_KESZ), len(states)
     state = State(torch.cat([s.h_EBH for s in states], 1), torch.cat([s.z_EBZ for s in states], 1))
     ahead = actions_EBLA.transpose(1, 2)
-    outputs = []
+    imagined = []
     for k in range(K):
         action = ahead[:, k + 1 : k + 1 + S].flatten(1, 2)
         h = model.advance(weights, state, action)
         state = State(h, model.prior(h).sample(eps_KESZ[k]))
-        outputs.append(model.heads(weights, state.h_EBH, state.z_EBZ))
-    return torch.stack(outputs)
+        imagined.append(state)
+    h_ENH, z_ENZ = torch.cat([s.h_EBH for s in imagined], 1), torch.cat([s.z_EBZ for s in imagined], 1)
+    return model.heads(weights, h_ENH, z_ENZ).unflatten(1, (K, -1)).transpose(0, 1)
 
 
 def surprise(outputs: Tensor, batch: Batch) -> Tensor:
