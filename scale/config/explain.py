@@ -19,10 +19,17 @@ Origins = dict[Path_, str]
 def explain(error: ValidationError, content: dict[str, Any], origins: Origins, path: Path) -> str:
     """One line per problem of a config read from `path`."""
     problems: dict[str, list[str]] = {}
-    for problem in error.errors(include_url=False):
+    found = error.errors(include_url=False)
+    for problem in found:
+        if problem["type"] == "too_short" and any(_inside(other["loc"], problem["loc"]) for other in found):
+            continue  # pydantic does not count entries that are wrong themselves
         place, message = _explain(problem, content, origins, path)
         problems.setdefault(place, []).append(message)  # a union such as `auto` or a number has one per member
     return "\n".join(f"{place}: {'; or '.join(dict.fromkeys(messages))}" for place, messages in problems.items())
+
+
+def _inside(loc: tuple[Any, ...], outer: tuple[Any, ...]) -> bool:
+    return len(loc) > len(outer) and loc[: len(outer)] == outer
 
 
 def shown(value: Any) -> str:
@@ -49,7 +56,7 @@ def _explain(error: Any, content: dict[str, Any], origins: Origins, path: Path) 
     where = next((origins[at[:n]] for n in range(len(at), 0, -1) if at[:n] in origins), str(path))
     key = ".".join(str(part) if str(part).isprintable() else repr(part) for part in at)
     value, found = _lookup(content, at)
-    value_shown = f" = {shown(value)}" if found and at and not isinstance(value, dict | list) else ""
+    value_shown = f" = {shown(value)}" if found and at and (value == [] or not isinstance(value, dict | list)) else ""
     if kind == "extra_forbidden":
         message = "unknown key" + _nearest(at, content)
     elif kind == "union_tag_not_found":
@@ -60,6 +67,9 @@ def _explain(error: Any, content: dict[str, Any], origins: Origins, path: Path) 
         message = f"unknown kind; expected one of {tags}{_close(tag, tags)}"
     elif kind == "literal_error":
         message = f"expected {error['ctx']['expected']}{_close(str(value), error['ctx']['expected'])}"
+    elif kind in ("too_short", "too_long") and isinstance(value, list):
+        limit = "{min_length} or more" if kind == "too_short" else "{max_length} or fewer"
+        message = f"needs {limit.format(**error['ctx'])} entries, has {len(value)}"
     else:
         message = _PLAIN.get(kind, message.removeprefix("Value error, ").removeprefix("Input "))
     return (f"{where}: {key}{value_shown}" if at else where), message

@@ -109,6 +109,11 @@ def rows(run: Path) -> list[dict[str, Any]]:
     return metrics_of(run)
 
 
+def phases(run: Path) -> dict[int, str]:
+    """The phase after each step, as its row says."""
+    return {row["step"]: row["prediction"]["phase"] for row in rows(run)[1:]}
+
+
 def assert_same_run(one: Path, two: Path) -> None:
     """Rows, JSON state and tensors."""
     assert rows(one) == rows(two)

@@ -14,6 +14,7 @@ from tests.predict.runs import (
     cut_back,
     fit,
     last,
+    phases,
     rows,
     state,
     tensors,
@@ -21,11 +22,6 @@ from tests.predict.runs import (
 )
 
 PHASES = ["warmup", "full", "correct", "predict"]
-
-
-def phases(run):
-    """The phase after each step, from the rows."""
-    return {row["step"]: row["prediction"]["phase"] for row in rows(run)[1:]}
 
 
 def check_resume(run, step, folder):
