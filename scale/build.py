@@ -54,9 +54,12 @@ from scale.monitor.trackers import TensorBoard, Wandb
 from scale.objectives.causal_lm import CausalLM
 from scale.parallel.ranks import Ranks, join
 from scale.parallel.single import Single
+from scale.predict.selection.probe import ForwardProbe
+from scale.predict.selection.selector import make_selector
 from scale.predict.stepper import PredictiveStepper
-from scale.protocols import Monitor, Strategy
+from scale.protocols import Monitor, Stepper, Strategy
 from scale.train.facts import BatchShape, memory_facts, run_facts, total_steps
+from scale.train.step import BackwardStepper
 from scale.trainer import Trainer
 
 
@@ -80,12 +83,17 @@ STRATEGIES = {"single": _single, "fsdp": _fsdp, "deepspeed": _deepspeed}
 
 
 def build_trainer(
-    config: PretrainRun, allow: Sequence[str] = (), ranks: Ranks | None = None, split: int = 1
+    config: PretrainRun,
+    allow: Sequence[str] = (),
+    ranks: Ranks | None = None,
+    split: int = 1,
+    around: Callable[[BackwardStepper], Stepper] | None = None,
 ) -> Trainer:
     """Everything a run needs. Raises UsageError before anything is written into the run folder.
 
     Without `ranks` it joins those that a launcher started, as the environment says. Every rank calls it; decisions are
-    rank 0's. `split` makes micro-batches smaller by this factor.
+    rank 0's. `split` makes micro-batches smaller by this factor. `around`: a stepper of your own around the backward one,
+    in place of the predictive one.
     """
     ranks = ranks or join()
     check_same_everywhere(config, ranks)
@@ -122,10 +130,16 @@ def build_trainer(
     flops = partial(flops_per_token, size, model.config)
     make = STRATEGIES[choices.strategy.value]
     strategy = ranks.each(lambda: make(ranks, config.compute, choices.precision.value, choices.compile.value))
-    objective = CausalLM(loss=choices.loss.value, one_row=choices.attention.value == "flash_attention_2")
+    chosen = config.predict.selection
+    selector = ranks.each(lambda: make_selector(chosen, planner.sizes, config.data.workers, ranks))
+    objective = CausalLM(
+        per_document=selector is not None,
+        loss=choices.loss.value,
+        one_row=choices.attention.value == "flash_attention_2",
+    )
     trainer = Trainer(
         model.module,
-        make_source(config, prepared, shape, steps, ranks),
+        ranks.each(lambda: make_source(config, prepared, shape, steps, ranks, selector)),
         objective,
         folder=Path(config.runs_dir) / config.name,
         steps=steps,
@@ -152,8 +166,11 @@ def build_trainer(
         settled=settled(config, choices, ranks.world_size),
         split=split,
         timeout=config.compute.timeout,
-        around=(lambda full: PredictiveStepper(full, config.predict)) if config.predict.enabled else None,
+        around=around or make_predictor(config),
     )
+    if selector is not None and chosen.probe:
+        reader = RowReader(prepared.train)
+        selector.probe = ForwardProbe(trainer.root, strategy, reader, config.data.seq_len, shape.micro_rows)
     if not config.data.cross_documents:
         with exact_products(model.module):
             refuse_leaks(trainer.unwrapped, model.config.vocab_size, trainer.root)
@@ -247,6 +264,11 @@ def make_source(
         fingerprint=prepared.fingerprint(),
         all_sum=ranks.all_sum,
     )
+
+
+def make_predictor(config: PretrainRun) -> Callable[[BackwardStepper], Stepper] | None:
+    """The predictive stepper, where it is wanted."""
+    return (lambda full: PredictiveStepper(full, config.predict)) if config.predict.enabled else None
 
 
 def make_judge(

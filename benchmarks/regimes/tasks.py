@@ -7,15 +7,11 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-from benchmarks.regimes import smooth
-from scale.api import CheckpointConfig, OptimConfig, ScheduleConfig, Single, SpikeConfig, Trainer
+from benchmarks.regimes.start import Maker, Settings, smooth_trainer, text_trainer
 from scale.config.predict import PredictConfig
 from scale.monitor.records import read_rows
 from scale.predict.stepper import PredictiveStepper
@@ -27,69 +23,49 @@ Around = Callable[[BackwardStepper], Stepper]
 
 @dataclass(frozen=True)
 class Task:
-    """One row of the table. `steps` was fixed where the full run still falls by 1% or more per tenth of its steps."""
+    """One row of the table. `steps` was fixed beforehand, where the full run still falls by 1% or more per tenth of its
+    steps; `lrs` are what the control at the shorter horizon may choose from."""
 
     name: str
     regime: str
-    data: Callable[[int], Any]
-    model: Callable[[], nn.Module]
-    objective: Callable[[], Any]
-    batch: int | None
+    start: Maker
     steps: int
     lr: float
-    schedule: Mapping[str, Any]
+    lrs: tuple[float, ...]
     predict: Mapping[str, Any]
+    goal: float
+    """Share of backward passes to be saved."""
     margin: float = 0.001
     """Relative change of the held-out loss that counts as not worse."""
-    lrs: tuple[float, ...] = field(default=())
-    """Learning rates that the control at the shorter horizon may choose from."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. Passes in full batches; `seconds` of training alone; `curve` is (step, held-out loss)."""
+    """How a run ended. Passes in optimizer steps' worth of batches; `seconds` of training and evaluation; `active`: share
+    of steps that were predicted; `curve`: (step, held-out loss)."""
 
     loss: float
     backward: int
     forward: int
     seconds: float
     active: float
-    """Share of the run's steps that were predicted."""
-    curve: list[tuple[int, float]]
+    curve: list[list[float]]
     ledger: dict[str, Any] | None
 
+    @property
+    def flops(self) -> float:
+        """In full steps: a forward is a third of one."""
+        return (self.forward + 2 * self.backward) / 3
 
-def run(
-    task: Task, seed: int, steps: int | None = None, lr: float | None = None, around: Around | None = None
-) -> Outcome:
+
+def run(task: Task, settings: Settings, around: Around | None = None) -> Outcome:
     """Train from the start, in a folder that is removed afterwards."""
-    steps = steps or task.steps
-    x, y, x_held, y_held = task.data(seed)
-    torch.manual_seed(seed)
-    model = task.model()
     folder = Path(tempfile.mkdtemp(prefix="scale-regime-"))
     try:
-        trainer = Trainer(
-            model,
-            smooth.Shuffled(x, y, task.batch, seed),
-            task.objective(),
-            folder=folder / "run",
-            steps=steps,
-            seed=seed,
-            optim=OptimConfig(lr=lr or task.lr, weight_decay=0.0, betas=(0.9, 0.99)),
-            schedule=ScheduleConfig(**task.schedule),
-            spike=SpikeConfig(sigma=0),
-            checkpoint=CheckpointConfig(every=10**9, keep_last=1, keep_best=0),
-            strategy=Single("cpu"),
-            judge=lambda root: smooth.HeldOut(root, x_held, y_held),
-            eval_every=max(1, steps // 10),
-            layer_gradients=0,
-            around=around,
-        )
+        trainer = task.start(folder, settings, around)
         start = time.perf_counter()
         trainer.fit()
-        seconds = time.perf_counter() - start
-        return outcome_of(folder / "run", seconds)
+        return outcome_of(trainer.folder.path, time.perf_counter() - start)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -98,43 +74,67 @@ def outcome_of(folder: Path, seconds: float) -> Outcome:
     """What the rows of a finished run say."""
     rows = read_rows(folder / "metrics.jsonl")
     last = rows[-1]
-    predicted = sum(row["was_predicted"] for row in rows)
-    curve = [(row["step"], row["val_loss"]) for row in rows if row["val_loss"] is not None]
+    steps_passes = max(1, last["backward_passes"] // max(1, sum(row["phase"] in ("full", "correct") for row in rows)))
     return Outcome(
         loss=last["val_loss"],
-        backward=last["backward_passes"],
-        forward=last["forward_passes"],
+        backward=last["backward_passes"] // steps_passes,
+        forward=last["forward_passes"] // steps_passes,
         seconds=seconds,
-        active=predicted / last["step"],
-        curve=curve,
+        active=sum(row["was_predicted"] for row in rows) / last["step"],
+        curve=[[row["step"], row["val_loss"]] for row in rows if row["val_loss"] is not None],
         ledger=last["ledger"],
     )
 
 
-def predictive(task: Task, **changes: Any) -> Around:
-    """The predictor of a task; `changes` replace entries of its config."""
-    config = PredictConfig.model_validate({"enabled": True, **copy.deepcopy(dict(task.predict)), **changes})
-    return lambda full: PredictiveStepper(full, config)
+def predictor(task: Task, **changes: Any) -> dict[str, Any]:
+    """The predictor's config for a task; `changes` replace its entries, those of `guard` one by one."""
+    config = copy.deepcopy(dict(task.predict))
+    guard = config.get("guard", {}) | changes.pop("guard", {})
+    return {"enabled": True} | config | changes | {"guard": guard}
 
 
-QUICK_JUMPS = {
+def predictive(config: Mapping[str, Any]) -> Around:
+    """The predictive stepper of a config."""
+    checked = PredictConfig.model_validate(dict(config))
+    return lambda full: PredictiveStepper(full, checked)
+
+
+def as_row(outcome: Outcome) -> dict[str, Any]:
+    return asdict(outcome)
+
+
+EAGER = {
     "warmup": 10,
+    "min_full": 2,
+    "horizons": [16],
+    "directions": ["optimizer"],
+    "coefficients": "last",
+    "confidence": 0,
+    "guard": {"correction_interval": 4, "growth": 2, "relax": 1, "drift": 1.0, "credit": 1.0},
+}
+"""Short cycles along the last update: on smooth problems it is as good as an average over many."""
+PATIENT = {
+    "warmup": 40,
     "min_full": 3,
-    "horizons": [16, 64],
+    "horizons": [8, 16],
     "directions": ["optimizer"],
     "coefficients": "last",
     "confidence": 0,
     "guard": {"correction_interval": 4, "growth": 2, "relax": 2, "drift": 1.0, "credit": 1.0},
 }
+"""The same for noisy problems, where the first jumps must wait until the fast directions have settled."""
+DEFAULT = {"preset": "balanced"}
+"""What a user gets without a word."""
 
 TASKS = {
     task.name: task
     for task in (
-        Task("linear", "smooth", smooth.linear_data, smooth.line, smooth.Squares, None, 1000, 0.003,
-             {"kind": "constant", "warmup": 0.02}, QUICK_JUMPS, lrs=(0.003, 0.01, 0.03, 0.1, 0.3)),
-        Task("network", "smooth", smooth.digits_data, smooth.network, smooth.Classes, 100, 600, 3e-4,
-             {"kind": "linear", "warmup": 0.02, "final": 0.0}, QUICK_JUMPS, lrs=(3e-4, 1e-3, 3e-3, 1e-2)),
-        Task("cnn", "smooth", smooth.digits_data, smooth.cnn, smooth.Classes, 100, 600, 3e-4,
-             {"kind": "linear", "warmup": 0.02, "final": 0.0}, QUICK_JUMPS, lrs=(3e-4, 1e-3, 3e-3, 1e-2)),
+        Task("linear", "smooth", smooth_trainer("linear", None), 1000, 0.003, (0.003, 0.01, 0.03, 0.1, 0.3), EAGER, 0.78),
+        Task("network", "smooth", smooth_trainer("network", 100), 600, 3e-4, (3e-4, 1e-3, 3e-3, 1e-2), EAGER, 0.78),
+        Task("cnn", "smooth", smooth_trainer("cnn", 100), 600, 3e-4, (3e-4, 1e-3, 3e-3, 1e-2), EAGER, 0.78),
+        Task("text, tuned lr", "text", text_trainer(), 400, 8e-3, (4e-3, 8e-3, 1.6e-2), DEFAULT, 0.15),
+        Task("text, lr 5x too small", "text", text_trainer(), 400, 1.6e-3, (1.6e-3, 4e-3, 8e-3, 1.6e-2), PATIENT, 0.4),
+        Task("LoRA, recipe lr", "lora", text_trainer(lora=True), 200, 2e-4, (2e-4, 1e-3, 3e-3, 1e-2), PATIENT, 0.6),
+        Task("LoRA, tuned lr", "lora", text_trainer(lora=True), 200, 3e-3, (1e-3, 3e-3, 1e-2), DEFAULT, 0.6),
     )
 }  # fmt: skip

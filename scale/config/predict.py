@@ -140,4 +140,6 @@ class PredictConfig(Strict):
             raise ValueError("horizons and directions: name each one once")
         if (self.fixed is not None) != (self.coefficients == "fixed"):
             raise ValueError(f"fixed = {self.fixed} with coefficients = {self.coefficients!r}: they belong together")
+        if self.selection.kind != "off" and not self.enabled:
+            raise ValueError(f"selection.kind = {self.selection.kind!r}: needs enabled = true (mode = 'observe': no jumps)")
         return self

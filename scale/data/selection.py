@@ -27,6 +27,8 @@ class Selector(Protocol):
     """
 
     keep: float
+    probed: dict[str, int]
+    """documents, tokens and forwards of the forward passes it asked for so far."""
     unbiased: bool
 
     def scores(self, group: int, spans: Sequence[Span], pieces_N: np.ndarray) -> np.ndarray:

@@ -122,6 +122,18 @@ class PackedSource:
             for name, all_, chosen, n in zip(self.names, taken, kept, pieces, strict=False)
         }
 
+    def selection(self) -> dict[str, int]:
+        """What selecting documents spared and cost so far, over all sources; nothing where all are trained on."""
+        if self.planner.selector is None:
+            return {}
+        passed, probed = self.passed_over().values(), self.planner.selector.probed
+        return {
+            "documents_skipped": sum(one["documents"] for one in passed),
+            "tokens_skipped": sum(one["tokens"] for one in passed),
+            "probe_forwards": probed["forwards"],
+            "probe_tokens": probed["tokens"],
+        }
+
     def rehearse(self) -> Group:
         """The first micro-batch of each row length still to come, read through a throw-away planner."""
         current = self.planner.seq_len_of(self._state["groups"])

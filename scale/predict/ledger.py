@@ -22,6 +22,12 @@ class Ledger:
     accepted: int = 0
     check_forwards: int = 0
     check_tokens: int = 0
+    documents_skipped: int = 0
+    """Pieces of documents that selection left out."""
+    tokens_skipped: int = 0
+    probe_forwards: int = 0
+    """Forward passes on documents that the world model was unsure of."""
+    probe_tokens: int = 0
     divergences: int = 0
     """Signs of divergence in full steps."""
     seconds: dict[str, float] = field(default_factory=dict)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Size, Tensor
 
@@ -23,6 +23,13 @@ from scale.predict.weights.look import Looks
 from scale.predict.weights.memory import check_budget, footprint
 from scale.protocols import Source, StepReport
 from scale.train.step import BackwardStepper
+
+
+@runtime_checkable
+class Choosing(Protocol):
+    """A source that leaves documents out (`scale.data.source.PackedSource`)."""
+
+    def selection(self) -> dict[str, int]: ...
 
 
 class PredictiveStepper:
@@ -101,10 +108,20 @@ class PredictiveStepper:
         self.ledger.full += report.kind == "full"
         self.ledger.full_tokens += report.tokens if report.kind == "full" else 0
         self.ledger.skipped += report.kind == "skipped"
+        self._account_selection(source, report)
         self.phases.made(step)
         if relaxing and report.kind == "full":
             report.kind = "correct"
         return report
+
+    def _account_selection(self, source: Source, report: StepReport) -> None:
+        """What choosing documents spared and cost, where the source chooses."""
+        chosen: dict[str, int] = source.selection() if isinstance(source, Choosing) else {}
+        if chosen:
+            report.forward_passes += chosen["probe_forwards"] - self.ledger.probe_forwards
+            report.forward_tokens += chosen["probe_tokens"] - self.ledger.probe_tokens
+            for name, value in chosen.items():
+                setattr(self.ledger, name, value)
 
     def _carry(self, step: int) -> list[float] | None:
         """What was read in this step, if it was looked at."""
