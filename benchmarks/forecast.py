@@ -1,6 +1,6 @@
 """How well the end of a run is forecast from its first part: scored on runs that no choice was made on.
 
-    python benchmarks/forecast.py                   # trains 16 runs (about 10 minutes of one CPU core), scores them
+    python benchmarks/forecast.py                   # trains 12 runs (about 5 minutes of one free CPU core), scores them
     python benchmarks/forecast.py --work /data/fr   # where the runs are kept; those that are finished are not trained again
     python benchmarks/forecast.py --calibrate       # on the development runs instead: the numbers of interval.py
 
