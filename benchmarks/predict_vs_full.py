@@ -1,0 +1,180 @@
+"""Predictive training against full training and against cheaper ways to train less: a table by regime.
+
+    python benchmarks/predict_vs_full.py                                # every task (hours on a CPU; goes on where it stopped)
+    python benchmarks/predict_vs_full.py --tasks linear network cnn     # some of them
+    python benchmarks/predict_vs_full.py --quick --out /tmp/bench       # a minute: does it run?
+
+Every task is trained in full, with paired seeds (same initial weights, same order of data), for a number of steps that was
+fixed beforehand, where the loss still falls by 1% or more per tenth of the run. The predictive run has the same schedule;
+steps it is credited with are counted without a pass. Its checking forwards are charged: a forward is a third of a step.
+
+Controls get as many backward passes as the predictive run used (median of the seeds), with full decay at that shorter
+horizon: the same learning rate; the learning rate that is best there, chosen on a seed that is not scored; and the same
+with the mean of the last weights, with outer Nesterov and with EMA-Nesterov. `best control` is the lowest of these.
+
+The number of seeds follows from the spread of paired differences in the first three: enough to show, at 5% and with 80%
+power, that the loss is not worse by more than the margin. `active` is the share of the run that was predicted: 0 means
+that the stepper chose to do nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+if __package__ in (None, ""):  # run by path: make the folder above importable
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.common import RESULTS, summarise, this_machine, write_csv
+from benchmarks.regimes.jobs import CONTROLS, Job, Kept, at
+from benchmarks.regimes.start import CACHE
+from benchmarks.regimes.tasks import TASKS, Outcome, Task, predictor
+
+PILOT = 3
+TUNING_SEED = 1000
+"""Learning rates of controls are chosen on it; it is never scored."""
+Z = 1.645 + 0.842
+"""One-sided 5%, 80% power."""
+
+
+def providers(task: Task, seeds: list[int], kept: Kept) -> dict[str, list[Outcome]]:
+    """Outcomes of everything that is compared, by seed."""
+    full = Job(task.name, "full", 0, task.steps, task.lr)
+    jumping = at(full, kind="predict", predict=predictor(task))
+
+    def over_seeds(job: Job) -> list[Outcome]:
+        return [kept.outcome(TASKS, at(job, seed=seed)) for seed in seeds]
+
+    found = {"full": over_seeds(full), "predict": over_seeds(jumping)}
+    found["predict, half coefficients"] = over_seeds(
+        at(full, kind="predict", predict=predictor(task, coefficients="fixed", fixed=0.5))
+    )
+    passes = round(statistics.median(outcome.backward for outcome in found["predict"]))
+    short = at(full, steps=passes)
+    found["shorter, same lr"] = over_seeds(short)
+    tuned = at(short, lr=best_lr(task, short, kept))
+    found["shorter, tuned lr"] = over_seeds(tuned)
+    found["full, tuned lr"] = over_seeds(at(full, lr=best_lr(task, full, kept)))
+    for name in CONTROLS:
+        found[f"shorter, {name}"] = over_seeds(at(tuned, kind=name))
+    if task.regime == "text":
+        chosen = at(full, kind="selection", selection="history")
+        found["selection by history"] = over_seeds(at(chosen, steps=task.steps))
+    return found
+
+
+def best_lr(task: Task, job: Job, kept: Kept) -> float:
+    """Of the task's grid, on the seed for tuning."""
+    return min(task.lrs, key=lambda lr: kept.outcome(TASKS, at(job, seed=TUNING_SEED, lr=lr)).loss)
+
+
+def seeds_needed(full: list[Outcome], other: list[Outcome], margin: float, most: int) -> int:
+    """Paired seeds that show non-inferiority by `margin` (relative), from the spread of the pilot; at most `most`."""
+    spread = statistics.stdev(b.loss / a.loss - 1 for a, b in zip(full, other, strict=True))
+    return min(most, max(PILOT, math.ceil((Z * spread / margin) ** 2)))
+
+
+def still_falling(outcome: Outcome) -> float:
+    """Fall of the loss over the last tenth of the run, relative."""
+    (_, before), (_, last) = outcome.curve[-2:]
+    return 1 - last / before
+
+
+def verdict(task: Task, found: dict[str, list[Outcome]]) -> dict[str, Any]:
+    """The row of a task: medians over paired seeds."""
+    full, jumping = found["full"], found["predict"]
+
+    def change(name: str) -> list[float]:
+        return [b.loss / a.loss - 1 for a, b in zip(full, found[name], strict=True)]
+
+    def saved(of: str) -> float:
+        return statistics.median(1 - getattr(b, of) / getattr(a, of) for a, b in zip(full, jumping, strict=True))
+
+    shorter = [name for name in found if name.startswith("shorter")]
+    best = min(shorter, key=lambda name: statistics.median(change(name)))
+    changes = change("predict")
+    error = statistics.stdev(changes) / math.sqrt(len(changes)) if len(changes) > 1 else math.nan
+    return {
+        "task": task.name,
+        "seeds": len(full),
+        "falling": statistics.median(still_falling(one) for one in full),
+        "saved": saved("backward"),
+        "flops": saved("flops"),
+        "seconds": saved("seconds"),
+        "active": statistics.median(one.active for one in jumping),
+        "change": statistics.median(changes),
+        "upper": statistics.mean(changes) + 1.645 * error,
+        "best": best,
+        "control": statistics.median(change(best)),
+        "goal": task.goal,
+    }
+
+
+def show(rows: list[dict[str, Any]], console: Console) -> None:
+    table = Table(title="predictive training against full training")
+    for name in (
+        "task",
+        "seeds",
+        "last tenth",
+        "backward",
+        "FLOPs",
+        "time",
+        "active",
+        "loss (upper 95%)",
+        "best control",
+    ):
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(
+            f"{row['task']} (goal -{row['goal']:.0%})",
+            str(row["seeds"]),
+            f"{-row['falling']:+.1%}",
+            f"{-row['saved']:+.1%}",
+            f"{-row['flops']:+.1%}",
+            f"{-row['seconds']:+.1%}",
+            f"{row['active']:.0%}",
+            f"{row['change']:+.2%} ({row['upper']:+.2%})",
+            f"{row['best']}: {row['control']:+.2%}",
+        )
+    console.print(table)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK", help=", ".join(TASKS))
+    parser.add_argument("--max-seeds", type=int, default=8, help="most paired seeds of a task (%(default)s)")
+    parser.add_argument("--quick", action="store_true", help="one seed of one task, nothing is kept")
+    parser.add_argument(
+        "--kept", type=Path, default=CACHE / "predict_vs_full.jsonl", help="finished runs (%(default)s)"
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the CSV (%(default)s)")
+    args = parser.parse_args()
+    console = Console(width=150)
+    if args.quick:
+        args.tasks, args.kept = ["network"], args.out / "predict_vs_full.jsonl"
+    kept = Kept(args.kept, console.print)
+    rows, csv = [], []
+    for task in (TASKS[name] for name in args.tasks):
+        found = providers(task, list(range(1 if args.quick else PILOT)), kept)
+        if not args.quick:
+            count = seeds_needed(found["full"], found["predict"], task.margin, args.max_seeds)
+            found = providers(task, list(range(count)), kept)
+        rows.append(verdict(task, found))
+        for metric, unit in (("loss", "nats"), ("backward", "steps"), ("flops", "steps"), ("seconds", "s")):
+            measured = {name: [getattr(one, metric) for one in outcomes] for name, outcomes in found.items()}
+            csv += summarise("predict_vs_full", metric, unit, task.steps, task.name, measured, "full")
+        show(rows[-1:], console)
+    write_csv(args.out / "predict_vs_full.csv", csv, this_machine("cpu"))
+    show(rows, console)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
