@@ -108,26 +108,6 @@ HELD_OUT = (
 )
 
 
-HELD_OUT = (
-    Recipe("wsd-a", 1, "wsd", 1e-3, 600),
-    Recipe("cosine-a", 2, "cosine", 1e-3, 600),
-    Recipe("linear-a", 3, "linear", 1e-3, 400),
-    Recipe("constant-a", 4, "constant", 1e-3, 500),
-    Recipe("wsd-b", 5, "wsd", 4e-3, 400, decay=0.3),
-    Recipe("cosine-b", 6, "cosine", 4e-3, 400, final=0.1),
-    Recipe("linear-b", 7, "linear", 4e-3, 600),
-    Recipe("constant-b", 8, "constant", 4e-3, 300),
-    Recipe("wsd-c", 9, "wsd", 1e-2, 500, decay=0.1),
-    Recipe("cosine-c", 10, "cosine", 1e-2, 800, sequences=8),
-    Recipe("linear-c", 11, "linear", 1e-2, 360, final=0.1),
-    Recipe("constant-c", 12, "constant", 1e-2, 400, sequences=8),
-    Recipe("wsd-d", 13, "wsd", 5e-3, 1000, sequences=8),
-    Recipe("cosine-d", 14, "cosine", 5e-3, 400, sequences=32),
-    Recipe("linear-d", 15, "linear", 5e-3, 300, hidden=96),
-    Recipe("wsd-e", 16, "wsd", 1e-2, 400, optim="muon"),
-)
-
-
 def train(recipe: Recipe, work: Path) -> Path:
     """The folder of the finished run; trains it, or what is missing of it, first. `work` holds one folder a run."""
     folder = RunFolder(work / recipe.name)
