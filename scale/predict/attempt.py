@@ -151,8 +151,9 @@ class Attempts:
         )
 
     def judge(self, room: int) -> Verdict:
-        """Look at the check loss after relaxing. A jump that left it higher is undone; otherwise it is credited with the
-        full steps it was worth (mode auto) or with its whole length (mode always), at most `room`."""
+        """Look at the check loss after relaxing. A jump that left it higher is undone (in mode always only one that left it
+        not finite); otherwise it is credited with the full steps it was worth (mode auto) or with its whole length (mode
+        always), at most `room`."""
         attempt, relaxed = self.open, self.config.guard.relax
         assert attempt is not None, "no jump was taken"
         after = self._loss()
@@ -162,10 +163,11 @@ class Attempts:
         verdict = Verdict(attempt, after, worth, reward, credit=0, rate=self.rate.value() or 0.0)
         carried_on = 1 + relaxed / attempt.kept
         verdict.stayed_P = [stayed / carried_on for stayed in self.jump.stayed_P()]
-        if self.config.mode == "always":
-            verdict.credit = min(attempt.kept, room)
-        elif not after < attempt.before:
+        always = self.config.mode == "always"
+        if not math.isfinite(after) or not (always or after < attempt.before):
             self._undo(verdict)
+        elif always:
+            verdict.credit = min(attempt.kept, room)
         else:
             verdict.credit = max(0, min(MOST * attempt.kept, room, int(self.config.guard.credit * worth)))
         if not verdict.undone:
