@@ -31,7 +31,7 @@ LAST = {
     "directions": ["optimizer"], "world": LITTLE, "guard": {"correction_interval": 4, "relax": 2, "growth": 2},
 }  # fmt: skip
 """Jumps that happen and pay: the loss of a tiny model falls along a line for a while."""
-WORLD = LAST | {"coefficients": "world", "confidence": 0.01, "directions": ["drift", "masked_slope"]}
+WORLD = LAST | {"mode": "always", "coefficients": "world", "confidence": 0.001, "directions": ["drift", "masked_slope"]}
 
 
 def write(folder: Path, name: str, predict: dict[str, Any] | None = None, **changes: Any) -> Path:
