@@ -22,11 +22,9 @@ from scale.checks import (
 from scale.choices import (
     Choices,
     Model,
-    activation_bytes,
     choose_code,
     choose_strategy,
     decide,
-    held_by_device,
     measured_precision,
     settled,
     to_fp8,
@@ -42,7 +40,8 @@ from scale.data.selection import Selector
 from scale.data.source import PackedSource
 from scale.errors import UsageError
 from scale.evaluate.held_out import HeldOut
-from scale.hardware import Choice, Hardware, detect
+from scale.facts import gather_facts
+from scale.hardware import Choice, detect
 from scale.models.adapters import add_adapter
 from scale.models.build import build_model, model_config, set_recompute
 from scale.models.fp8 import exact_products
@@ -58,7 +57,7 @@ from scale.predict.selection.probe import ForwardProbe
 from scale.predict.selection.selector import make_selector
 from scale.predict.stepper import PredictiveStepper
 from scale.protocols import Monitor, Stepper, Strategy
-from scale.train.facts import BatchShape, memory_facts, run_facts, total_steps
+from scale.train.facts import BatchShape, total_steps
 from scale.train.step import BackwardStepper
 from scale.trainer import Trainer
 
@@ -175,31 +174,6 @@ def build_trainer(
         with exact_products(model.module):
             refuse_leaks(trainer.unwrapped, model.config.vocab_size, trainer.root)
     return trainer
-
-
-def gather_facts(
-    config: PretrainRun,
-    hardware: Hardware,
-    choices: Choices,
-    prepared: Prepared,
-    model: Model,
-    shape: BatchShape,
-    steps: int,
-    fill: float,
-    flops: Callable[[int], float],
-) -> dict[str, Any]:
-    """What is printed before training: the machine, every choice with its reason, every derived number."""
-    return {
-        "device": f"{hardware.name} ({hardware.device}, {hardware.memory / 2**30:.0f} GiB, {hardware.cores} cores)",
-        **{name.replace("_", " "): str(choice) for name, choice in vars(choices).items()},
-        "training tokens": sum(documents.tokens for documents in prepared.train),
-        "held-out tokens": sum(documents.tokens for documents in prepared.valid),
-        **run_facts(config, model_size(model.module), flops, shape, steps, fill),
-        **memory_facts(
-            held_by_device(config, model, choices, shape.world_size),
-            activation_bytes(model, choices) * shape.micro_rows * config.data.seq_len,
-        ),
-    }
 
 
 def prepare_together(config: PretrainRun, ranks: Ranks) -> Prepared:

@@ -18,7 +18,6 @@ from scale.models.adapters import add_adapter
 from scale.models.build import build_model, is_model_folder, model_config
 from scale.monitor.run_folder import RunFolder
 
-
 SHADOW = "predict/shadow.weights/"
 """Names, in a checkpoint, of predicted weights that were kept beside training."""
 

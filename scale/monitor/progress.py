@@ -75,18 +75,28 @@ class Progress:
 
 def summary(row: Mapping[str, Any], val_loss: float | None) -> str:
     """The numbers of one step that a person follows; what the row does not know is left out."""
+    made = not row["was_predicted"]  # a step that is only counted has neither a loss nor a speed
     parts = [
-        ("loss", row["loss"], "{:.4f}"),
+        ("loss", row["loss"] if made else None, "{:.4f}"),
         ("val", val_loss, "{:.4f}"),
         ("lr", row["learning_rate"], "{:.2e}"),
-        ("tok/s", row["tokens_per_second"], "{:,.0f}"),
-        ("MFU", row["mfu"], "{:.1%}"),
+        ("tok/s", row["tokens_per_second"] if made else None, "{:,.0f}"),
+        ("MFU", row["mfu"] if made else None, "{:.1%}"),
         ("mem", None if row["memory_bytes"] is None else row["memory_bytes"] / 2**30, "{:.1f}GiB"),
+        ("predicted", _predicted_share(row), "{:.0%}"),
     ]
     shown = [f"{name} {form.format(value)}" for name, value, form in parts if value is not None]
+    if row["phase"] in ("correct", "predict"):
+        shown.append(row["phase"])
     if row["skipped"] is not None:
         shown.append(f"skipped: {row['skipped']}")
     return "  ".join(shown)
+
+
+def _predicted_share(row: Mapping[str, Any]) -> float | None:
+    """Of the steps so far; None where prediction is off."""
+    ledger = row["ledger"]
+    return ledger["predicted"] / row["step"] if ledger and row["step"] else None
 
 
 def facts_table(facts: Mapping[str, Any], console: Console | None = None) -> None:

@@ -47,6 +47,14 @@ def footprint(
     return Footprint(4 * size.total, 4 * size.trainable, MOMENTS[optimizer] * size.trainable)
 
 
+def trained_here(size: Size, compute: ComputeConfig, strategy: str, ranks: int) -> int:
+    """Trainable parameters whose fp32 masters lie on one of `ranks` devices (on average: shards are uneven)."""
+    if strategy == "single":
+        return size.trainable
+    shard = compute.fsdp.shard if strategy == "fsdp" else "all"
+    return size.trainable // (ranks if shard == "all" else shard)
+
+
 def _fsdp(size: Size, config: FsdpConfig, moments: int, ranks: int, width: int) -> Footprint:
     """fp32 masters, gradients and moments, each cut over the ranks that share a copy of the model."""
     shard = ranks if config.shard == "all" else config.shard

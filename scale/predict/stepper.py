@@ -47,7 +47,7 @@ class PredictiveStepper:
         self.ledger = Ledger()
         with full.strategy.edit_masters() as shards:
             numel = sum(shard.param.numel() for shard in shards.values())
-            self.memory = footprint(numel, config.directions, config.guard.offload)
+            self.memory = footprint(numel, config.directions, config.guard.offload, config.use)
             check_budget(config.guard.memory, self.memory)
             self.looks = Looks(self.ranks, shards, config.directions, config.every, Carry(self.ranks, shards))
         full.watchers.append(self.looks)

@@ -28,6 +28,7 @@ FLOORS = [
     ["monitor"],
     ["trainer"],
     ["checks", "choices"],
+    ["facts"],
     ["build", "load"],
     ["plan"],
     ["api", "doctor"],

@@ -1,12 +1,13 @@
 """Lines where there is no terminal, a bar where there is one."""
 
 import io
+import math
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from scale.monitor.progress import INTERVAL, Progress, facts_table
+from scale.monitor.progress import INTERVAL, Progress, facts_table, summary
 from scale.monitor.records import Metrics
 from scale.protocols import Score, StepReport
 
@@ -51,6 +52,22 @@ def test_what_is_not_known_is_left_out_and_skips_are_said() -> None:
     progress.start({})
     progress.log({**row(1, skipped="loss [spike]"), "mfu": None, "memory_bytes": None, "loss": None})
     assert text.getvalue() == "step 1  lr 3.00e-04  tok/s 4,096  skipped: loss [spike]\n"
+
+
+def test_the_predicted_share_and_the_phase_are_shown_where_prediction_is_on():
+    report = StepReport(100, "correct", 2.5, 1.0, 3e-4, 2048, 1, 1, 2048, 2048, 0.5)
+    assert "predicted" not in summary(Metrics(Path("unused")).row(report, None, {}), None)
+    report.prediction = {"phase": "correct", "ledger": {"full": 69, "predicted": 31}}
+    shown = summary(Metrics(Path("unused")).row(report, None, {"mfu": 0.4}), None)
+    assert shown == "loss 2.5000  lr 3.00e-04  tok/s 4,096  MFU 40.0%  predicted 31%  correct"
+
+
+def test_a_counted_step_has_neither_loss_nor_speed():
+    report = StepReport(100, "predict", math.nan, math.nan, 3e-4, 0, 0, 0, 0, 0, 1e-6)
+    report.prediction = {"phase": "predict", "ledger": {"full": 50, "predicted": 50}}
+    assert summary(Metrics(Path("unused")).row(report, None, {"mfu": 0.0}), 2.75) == (
+        "val 2.7500  lr 3.00e-04  predicted 50%  predict"
+    )
 
 
 @pytest.mark.parametrize("facts", [{"steps": 1000}, {}])

@@ -8,7 +8,7 @@ import pytest
 
 from scale.config.run import ComputeConfig
 from scale.models.size import Size
-from scale.parallel.footprint import Footprint, footprint
+from scale.parallel.footprint import Footprint, footprint, trained_here
 
 SIZE = Size(total=1000, trainable=600, matrix=900)
 
@@ -49,3 +49,11 @@ def test_zero_keeps_weights_that_compute_whole_in_stage_2() -> None:
     assert of("deepspeed", 4, deepspeed={**two, "offload": True}) == Footprint(2000, 0, 0, exchange=2400, host=2400)
     away = of("deepspeed", 4, deepspeed={**three, "offload": True})
     assert (away.weights, away.gradients, away.optimizer, away.host) == (500, 0, 0, 2400)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "shard", "share"), [("single", "all", 1), ("fsdp", "all", 8), ("fsdp", 2, 2), ("deepspeed", "all", 8)]
+)
+def test_masters_are_cut_like_the_weights(strategy: str, shard: Any, share: int) -> None:
+    compute = ComputeConfig.model_validate({"strategy": strategy, "fsdp": {"shard": shard}} if shard != "all" else {})
+    assert trained_here(SIZE, compute, strategy, 8) == SIZE.trainable // share

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from scale.config.predict import DirectionName
 from scale.errors import UsageError
@@ -10,17 +11,23 @@ from scale.predict.weights.directions.table import DIRECTIONS
 
 GIB = 2**30
 _FP32 = 4
-ON_CPU = "snapshot in CPU memory"
+ON_CPU = "jump, in CPU memory"
 
 
-def footprint(numel: int, directions: Sequence[DirectionName], offload: bool) -> dict[str, int]:
+def footprint(
+    numel: int, directions: Sequence[DirectionName], offload: bool, use: Literal["adopt", "shadow"] = "adopt"
+) -> dict[str, int]:
     """Bytes by purpose for `numel` elements of local shards.
 
-    Looks keep the weights as last seen and their drift, a reading of `Carry` two more; `working` is what comes and goes
-    at a look or jump.
+    Looks keep the weights as last seen and their drift, a reading of `Carry` two more; a jump keeps where it began and
+    where it led, or in place of the latter the best predicted weights, which lie beside the masters; `working` is what comes
+    and goes at a look or jump.
     """
     copies = {"looks": 2, "carry": 2} | {name: DIRECTIONS[name].copies for name in directions}
-    copies |= {ON_CPU if offload else "snapshot": 1, "working": 1}
+    jump = {"snapshot": 1} | ({"landing": 1} if use == "adopt" else {})
+    copies |= {ON_CPU: sum(jump.values())} if offload else jump
+    copies |= {"shadow": 1} if use == "shadow" else {}
+    copies |= {"working": 1}
     return {what: _FP32 * numel * count for what, count in copies.items()}
 
 

@@ -1,0 +1,35 @@
+"""What is shown of prediction before training starts."""
+
+from __future__ import annotations
+
+from scale.config.predict import PredictConfig
+from scale.predict.weights.memory import ON_CPU, footprint, on_device
+
+MIB = 2**20
+
+
+def predict_facts(config: PredictConfig, numel: int) -> dict[str, str]:
+    """One line each on how jumps are made, judged and chosen, and on what they keep. `numel`: trainable parameters on one
+    device. Nothing where prediction is off."""
+    if not config.enabled:
+        return {}
+    fixed = "" if config.fixed is None else f" {config.fixed:g}"
+    least = f"confidence {config.confidence:g} or more" if config.confidence else "any confidence"
+    facts = {
+        "prediction": f"mode {config.mode}, use {config.use}, preset {config.preset}, costs {config.costs}",
+        "prediction directions": ", ".join(config.directions),
+        "prediction horizons": f"{', '.join(map(str, config.horizons))} steps, {least}",
+        "prediction coefficients": f"{config.coefficients}{fixed}",
+        "prediction warm-up": f"{config.warmup} full steps, then {config.min_full} or more between jumps",
+    }
+    if config.selection.kind != "off":
+        kept = f"{config.selection.keep:.0%} of the candidates kept"
+        facts["selection of documents"] = f"{config.selection.kind}, {kept}"
+    return facts | {"memory prediction (for one device)": _memory(config, numel)}
+
+
+def _memory(config: PredictConfig, numel: int) -> str:
+    parts = footprint(numel, config.directions, config.guard.offload, config.use)
+    shown = ", ".join(f"{what} {size / MIB:,.1f}" for what, size in parts.items() if size and what != ON_CPU)
+    beside = f"; {ON_CPU} {parts[ON_CPU] / MIB:,.1f}" if ON_CPU in parts else ""
+    return f"{on_device(parts) / MIB:,.1f} MiB ({shown}{beside})"

@@ -1,0 +1,66 @@
+"""What is shown of prediction before training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+from scale.build import build_trainer
+from scale.config import load_config
+from scale.config.predict import PredictConfig
+from scale.predict.facts import predict_facts
+from tests.conftest import tiny_run
+
+MIB = 2**20
+
+
+def shown(**config: Any) -> dict[str, str]:
+    return predict_facts(PredictConfig.model_validate({"enabled": True} | config), MIB)
+
+
+def test_nothing_where_prediction_is_off() -> None:
+    assert predict_facts(PredictConfig(), MIB) == {}
+
+
+def test_one_line_each() -> None:
+    facts = shown(directions=["drift", "optimizer"], horizons=[8, 16], coefficients="fixed", fixed=0.5, confidence=0)
+    assert facts["prediction"] == "mode auto, use adopt, preset balanced, costs flops"
+    assert facts["prediction directions"] == "drift, optimizer"
+    assert facts["prediction horizons"] == "8, 16 steps, any confidence"
+    assert facts["prediction coefficients"] == "fixed 0.5"
+    assert not any("\n" in line for line in facts.values()) and "selection of documents" not in facts
+    assert (
+        shown(selection={"kind": "world", "keep": 0.25})["selection of documents"]
+        == "world, 25% of the candidates kept"
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "line"),
+    [
+        (
+            {},
+            "32.0 MiB (looks 8.0, carry 8.0, optimizer 4.0, snapshot 4.0, landing 4.0, working 4.0)",
+        ),
+        (
+            {"guard": {"offload": True}},
+            "24.0 MiB (looks 8.0, carry 8.0, optimizer 4.0, working 4.0; jump, in CPU memory 8.0)",
+        ),
+        (
+            {"use": "shadow", "guard": {"offload": True}},
+            "28.0 MiB (looks 8.0, carry 8.0, optimizer 4.0, shadow 4.0, working 4.0; jump, in CPU memory 4.0)",
+        ),
+    ],
+)
+def test_memory_by_purpose(config: dict[str, Any], line: str) -> None:
+    assert shown(directions=["optimizer"], **config)["memory prediction (for one device)"] == line
+
+
+def test_a_run_shows_what_its_stepper_keeps(tmp_path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(tiny_run(tmp_path, predict={"enabled": True})))
+    trainer = build_trainer(load_config(str(path)))
+    total = sum(trainer.stepper.memory.values())
+    assert trainer.recorder.facts["memory prediction (for one device)"].startswith(f"{total / MIB:,.1f} MiB")
