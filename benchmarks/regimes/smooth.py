@@ -36,10 +36,11 @@ class Classes:
 
 
 class Shuffled:
-    """Source: batches of `size` examples in a new seeded order every epoch; all of them at once where `size` is None."""
+    """Source: batches of `size` examples in a new seeded order every epoch; all of them at once where `size` is None.
+    The inputs of batch `disaster` (from 1) are 10,000 times too large."""
 
-    def __init__(self, x: Tensor, y: Tensor, size: int | None, seed: int):
-        self.x, self.y, self.size, self.seed = x, y, size, seed
+    def __init__(self, x: Tensor, y: Tensor, size: int | None, seed: int, disaster: int | None = None):
+        self.x, self.y, self.size, self.seed, self.disaster = x, y, size, seed, disaster
         self.drawn = 0
 
     def draw(self) -> Group:
@@ -50,7 +51,8 @@ class Shuffled:
         order = torch.randperm(count, generator=torch.Generator().manual_seed(1000 * self.seed + epoch))
         rows = order[place * size : (place + 1) * size]
         self.drawn += 1
-        return Group([{"x": self.x[rows], "y": self.y[rows]}], tokens=size)
+        scale = 1e4 if self.drawn == self.disaster else 1.0
+        return Group([{"x": scale * self.x[rows], "y": self.y[rows]}], tokens=size)
 
     def rehearse(self) -> None:
         return None

@@ -22,12 +22,14 @@ CACHE = Path.home() / ".cache" / "scale" / "benchmarks"
 
 @dataclass(frozen=True)
 class Settings:
-    """What differs between runs of a task. `predict`: entries of the config (selection) that reach the data as well."""
+    """What differs between runs of a task."""
 
     seed: int
     steps: int
     lr: float
     selection: str = "off"
+    disaster: int | None = None
+    """The batch (from 1) of a smooth task whose inputs are 10,000 times too large."""
 
 
 class Maker(Protocol):
@@ -55,7 +57,7 @@ def smooth_trainer(name: str, batch: int | None) -> Maker:
         torch.manual_seed(settings.seed)
         return Trainer(
             model_of(),
-            smooth.Shuffled(x, y, batch, settings.seed),
+            smooth.Shuffled(x, y, batch, settings.seed, settings.disaster),
             objective(),
             folder=folder / "run",
             steps=settings.steps,

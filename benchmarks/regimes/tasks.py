@@ -6,7 +6,7 @@ import copy
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,8 @@ class Outcome:
     active: float
     curve: list[list[float]]
     ledger: dict[str, Any] | None
+    drift: float | None = None
+    """Mean over jumps of |worth - length| / length, both in full steps."""
 
     @property
     def flops(self) -> float:
@@ -83,7 +85,17 @@ def outcome_of(folder: Path, seconds: float) -> Outcome:
         active=sum(row["was_predicted"] for row in rows) / last["step"],
         curve=[[row["step"], row["val_loss"]] for row in rows if row["val_loss"] is not None],
         ledger=last["ledger"],
+        drift=drift_of(rows),
     )
+
+
+def drift_of(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """How far the worth of jumps was from what their lengths promised."""
+    said = [row["prediction"] for row in rows if row["prediction"]]
+    lengths = [one["kept"] for one in said if one.get("kept")]
+    worths = [one["worth"] for one in said if one.get("worth") is not None]
+    off = [abs(worth - length) / length for worth, length in zip(worths, lengths, strict=False)]
+    return sum(off) / len(off) if off else None
 
 
 def predictor(task: Task, **changes: Any) -> dict[str, Any]:
