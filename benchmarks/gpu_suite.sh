@@ -21,9 +21,11 @@ SAME_CODE="--set compute.attention=sdpa compute.kernels=off" # or the gate in fp
 # name | seconds | CSV | needs this file | command. One line is one part; seconds add up to less than 9 minutes.
 PARTS="
 tests       | 150 | -               | tests/gpu                 | -m pytest -m gpu -p no:cacheprovider --junitxml=$LOGS/tests.xml $GPU_TESTS
-throughput  | 165 | throughput.csv  | benchmarks/throughput.py  | benchmarks/throughput.py --budget 150 --out $RESULTS
-fp8_check   | 100 | fp8_check.csv   | benchmarks/fp8_check.py   | benchmarks/fp8_check.py $ONE_B --out $RESULTS
+throughput  | 120 | throughput.csv  | benchmarks/throughput.py  | benchmarks/throughput.py --budget 105 --out $RESULTS
+fp8_check   |  80 | fp8_check.csv   | benchmarks/fp8_check.py   | benchmarks/fp8_check.py $ONE_B --out $RESULTS
 plan_memory |  70 | plan_memory.csv | benchmarks/plan_memory.py | benchmarks/plan_memory.py --models tiny 100m --out $RESULTS
+rssm_kernel |  40 | rssm_kernel.csv | benchmarks/rssm_kernel.py | benchmarks/rssm_kernel.py --out $RESULTS/rssm_kernel.csv
+shards      |  25 | shards_kernel.csv | benchmarks/shards_kernel.py | benchmarks/shards_kernel.py --out $RESULTS
 train_step  |  40 | train_step.csv  | benchmarks/train_step.py  | benchmarks/train_step.py --steps 5 --rounds 2 $SAME_CODE --out $RESULTS
 "
 
