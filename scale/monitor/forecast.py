@@ -13,7 +13,7 @@ from matplotlib.ticker import EngFormatter
 
 from scale.config import load_config
 from scale.errors import ScaleError, UsageError
-from scale.monitor.plots import COLOURS
+from scale.monitor.curves import COLOURS
 from scale.monitor.records import finite, read_rows
 from scale.monitor.run_folder import RunFolder
 from scale.monitor.run_state import RunState

@@ -12,19 +12,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from scale.errors import ScaleError, UsageError
+from scale.monitor.curves import COLOURS, Average, Run, smooth
+from scale.monitor.prediction_plot import COLUMNS, PANELS, draw_prediction
 from scale.monitor.records import read_rows
-
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-"""Okabe and Ito's palette: told apart by colour-blind readers as well."""
-
-POINTS = 500
-Average = Callable[[np.ndarray], Any]
-Run = Mapping[str, np.ndarray]
-"""Columns by name, NaN where a row has null; `step` is never null."""
 
 
 def plot_run(folder: str | Path | Sequence[str | Path], out: str | Path | None = None) -> list[Path]:
-    """Write loss.png, schedule.png (learning rate, gradient norm) and throughput.png; return their paths.
+    """Write loss.png, schedule.png (learning rate, gradient norm), throughput.png and, of one run that has a ledger,
+    prediction.png; return their paths.
 
     Works on finished, dead and running runs. Several folders are drawn on the same axes, as compare_*.png.
     `out`: folder for the pictures (default: plots/ of the first run). Raises UsageError for a folder without metrics,
@@ -35,29 +30,16 @@ def plot_run(folder: str | Path | Sequence[str | Path], out: str | Path | None =
     runs = {name: _columns(path) for name, path in zip(names, folders, strict=True)}
     out = Path(out) if out is not None else folders[0] / "plots"
     prefix = "compare_" if len(folders) > 1 else ""
+    pictures = dict(_PICTURES)
+    if len(runs) == 1 and any(np.isfinite(run["full"]).any() for run in runs.values()):
+        pictures["prediction"] = (draw_prediction, PANELS)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        return [_draw(runs, draw, out / f"{prefix}{name}.png", panels) for name, (draw, panels) in _PICTURES.items()]
+        return [_draw(runs, draw, out / f"{prefix}{name}.png", panels) for name, (draw, panels) in pictures.items()]
     except OSError as error:
         raise ScaleError(
             f"{out}: pictures cannot be written: {error.strerror} (choose another place with --out)"
         ) from None
-
-
-def smooth(values: np.ndarray, window: int, average: Average) -> tuple[np.ndarray, np.ndarray]:
-    """At most `POINTS` positions and the average of the values around each, NaN left out.
-
-    Centred, and narrower towards both ends, so that it neither lags nor bends a slope.
-    """
-    places = np.unique(np.linspace(0, len(values) - 1, POINTS).round().astype(int))
-    averages = np.full(len(places), np.nan)
-    for i, place in enumerate(places):
-        reach = min(place, len(values) - 1 - place, window // 2)
-        near = values[place - reach : place + reach + 1]
-        near = near[np.isfinite(near)]
-        if len(near):
-            averages[i] = average(near)
-    return places, averages
 
 
 def _loss(axes: Sequence[Axes], run: Run, name: str, colour: str, alone: bool) -> None:
@@ -105,6 +87,10 @@ def _raw_and_smooth(ax: Axes, run: Run, column: str, label: str, colour: str, av
     ax.plot(step[places], averages, color=colour, linewidth=1.8, label=label)
 
 
+_COLUMNS = (
+    *("step", "loss", "val_loss", "learning_rate", "gradient_norm", "tokens_per_second", "step_time_ms"),
+    *("was_predicted", "predicted_loss", "confidence"),
+)
 Painter = Callable[[Sequence[Axes], Run, str, str, bool], None]
 _PICTURES: Mapping[str, tuple[Painter, int]] = {
     "loss": (_loss, 1),
@@ -139,8 +125,11 @@ def _columns(folder: Path) -> Run:
     rows = read_rows(path)
     if not rows:
         raise UsageError(f"{path}: holds no steps yet (wait for the first one)")
-    names = ("step", "loss", "val_loss", "learning_rate", "gradient_norm", "tokens_per_second", "step_time_ms")
-    return {name: np.array([_value(path, row, name) for row in rows], dtype=np.float64) for name in names}
+    columns = {name: [_value(path, row, name) for row in rows] for name in _COLUMNS}
+    for part, names in COLUMNS.items():
+        within = [{"step": row["step"]} | (row.get(part) or {}) for row in rows]
+        columns |= {name: [_value(path, row, name) for row in within] for name in names}
+    return {name: np.array(values, dtype=np.float64) for name, values in columns.items()}
 
 
 def _value(path: Path, row: Mapping[str, Any], name: str) -> float:

@@ -142,5 +142,5 @@ def test_help_has_examples() -> None:
     assert (
         done.returncode == 0
         and "scale forecast runs/demo --at 0.5" in done.stdout
-        and "with a\n90% interval" in done.stdout
+        and "with a 90% interval" in " ".join(done.stdout.split())
     )

@@ -9,7 +9,8 @@ import pytest
 from matplotlib.image import imread
 
 from scale.errors import ScaleError, UsageError
-from scale.monitor.plots import plot_run, smooth
+from scale.monitor.curves import smooth
+from scale.monitor.plots import plot_run
 from scale.monitor.records import Metrics
 from scale.protocols import Score, StepReport
 
