@@ -43,7 +43,8 @@ def test_ranks_decide_the_same_and_as_one_process(one, two):
     first, second = (rank["always"] for rank in two)
     for key in ("kinds", "losses", "said", "ledger", "forwards"):
         assert first[key] == second[key], f"ranks disagree about {key}"
-    assert [c["parts"] for c in first["climbs"]] == [c["parts"] for c in second["climbs"]]
+    for climb, other in zip(first["climbs"], second["climbs"], strict=True):
+        assert all(climb[key] == other[key] for key in ("parts", "before", "after", "kept", "rejected"))
     assert first["kinds"] == one["always"]["kinds"] and first["ledger"] == one["always"]["ledger"]
     assert first["losses"] == pytest.approx(one["always"]["losses"], rel=1e-5)
     for climb, expected in zip(first["climbs"], one["always"]["climbs"], strict=True):
