@@ -147,8 +147,8 @@ TASKS = {
         Task("linear", "smooth", smooth_trainer("linear", None), 1000, 0.003, (0.003, 0.01, 0.03, 0.1, 0.3), EAGER, 0.78),
         Task("network", "smooth", smooth_trainer("network", 100), 600, 3e-4, NET_LRS, EAGER | {"horizons": [9]}, 0.78),
         Task("cnn", "smooth", smooth_trainer("cnn", 100), 600, 3e-4, NET_LRS, EAGER | {"horizons": [13]}, 0.78),
-        Task("text, tuned lr", "text", text_trainer(), 400, 8e-3, (4e-3, 8e-3, 1.6e-2), DEFAULT, 0.15),
-        Task("text, lr 5x too small", "text", text_trainer(), 400, 1.6e-3, (1.6e-3, 4e-3, 8e-3, 1.6e-2), PATIENT, 0.4),
+        Task("text, tuned lr", "text", text_trainer(), 400, 3e-3, (1.5e-3, 3e-3, 6e-3), DEFAULT, 0.15),
+        Task("text, lr 5x too small", "text", text_trainer(), 400, 6e-4, (6e-4, 1.5e-3, 3e-3, 6e-3), PATIENT, 0.4),
         Task("LoRA, recipe lr", "lora", text_trainer(lora=True), 200, 2e-4, (2e-4, 1e-3, 3e-3, 1e-2), PATIENT, 0.6),
         Task("LoRA, tuned lr", "lora", text_trainer(lora=True), 200, 3e-3, (1e-3, 3e-3, 1e-2), DEFAULT, 0.6),
     )

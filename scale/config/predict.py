@@ -40,7 +40,8 @@ class GuardConfig(Strict):
     """What is checked before a jump counts, and what it may cost in memory."""
 
     tokens: Annotated[int, Field(ge=0)] = 0
-    """Tokens of the fixed check batches, drawn from the training data once and never trained on. 0: one step's batch."""
+    """Tokens of the fixed check batches, drawn from the training data once and held back in that pass over them. 0: one step's
+    batch."""
     correction_interval: Count = 15
     """Predicted steps between two checking forwards, at which a jump is shrunk, stopped or rolled back."""
     growth: Annotated[float, Field(ge=1, le=4)] = 1.0
@@ -81,7 +82,7 @@ class SelectionConfig(Strict):
 
 
 class PredictConfig(Strict):
-    """Skip backward passes that the run's world model foresees. Every jump is checked on data that is never trained on."""
+    """Skip backward passes that the run's world model foresees. Every jump is checked on data that were held back."""
 
     enabled: bool = False
     """Off: bit-identical to a run without this section."""
@@ -141,5 +142,7 @@ class PredictConfig(Strict):
         if (self.fixed is not None) != (self.coefficients == "fixed"):
             raise ValueError(f"fixed = {self.fixed} with coefficients = {self.coefficients!r}: they belong together")
         if self.selection.kind != "off" and not self.enabled:
-            raise ValueError(f"selection.kind = {self.selection.kind!r}: needs enabled = true (mode = 'observe': no jumps)")
+            raise ValueError(
+                f"selection.kind = {self.selection.kind!r}: needs enabled = true (mode = 'observe': no jumps)"
+            )
         return self

@@ -1,4 +1,4 @@
-"""What keeps a jump honest: forward passes on fixed batches that are never trained on, between parts of the jump."""
+"""What keeps a jump honest: forward passes on fixed batches that were held back, between parts of the jump."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ class Climb:
 
 
 class CheckSet:
-    """The fixed batches. They are drawn from the training stream once, on first use, and never trained on."""
+    """The fixed batches. They are drawn from the training stream once, on first use, and held back: not trained on in that
+    pass over the data (where documents come again, so do theirs)."""
 
     def __init__(self, score: Callable[[Group], float], ranks: Ranks, tokens: int = 0):
         self.score, self.ranks, self.tokens = score, ranks, tokens
@@ -109,24 +110,24 @@ def climb(
     allowed drift, is taken back; it is tried once more at half its length, and then the climb ends. What was kept is made
     again from the snapshot, so that the weights are the same bits as if the rejected part had never been.
     """
-    found, scale, interval = Climb(before, before), 1.0, float(guard.correction_interval)
+    found, interval, shrunk = Climb(before, before), float(guard.correction_interval), False
     while found.kept < horizon:
         steps = min(round(interval), horizon - found.kept)
-        c_G = [scale * c for c in part(found.kept, found.kept + steps)]
+        c_G = part(found.kept, found.kept + steps)
         weights.apply(vectors, c_G, seed + len(found.parts), factor_P)
         loss = check()
         found.forwards += 1
         if math.isfinite(loss) and loss < found.after and weights.drift() <= guard.drift:
             found.after, found.kept = loss, found.kept + steps
             found.parts.append(c_G)
-            interval *= guard.growth if scale == 1 else 1
+            interval *= 1 if shrunk else guard.growth
             continue
         found.rejected += steps
         found.why = "not finite" if not math.isfinite(loss) else "loss" if loss >= found.after else "drift"
         weights.rollback()
         for i, kept_G in enumerate(found.parts):
             weights.apply(vectors, kept_G, seed + i, factor_P)
-        if scale < 1:
+        if shrunk or steps == 1:
             break
-        scale = 0.5
+        interval, shrunk = steps // 2, True
     return found
