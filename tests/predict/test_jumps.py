@@ -80,7 +80,7 @@ def test_parts_that_are_taken_back_leave_the_bits_of_the_kept_ones(one, two):
         assert max(run["worst"] for run in (whole, half, nan)) < 1
         step = [b - a for a, b in zip(half["reach"][2], half["reach"][3], strict=True)]
         assert half["parts"][1] == pytest.approx(step)  # 3 // 2 steps instead of 3
-        assert nan["parts"][0] == pytest.approx([c / 2 for c in nan["reach"][2]])
+        assert nan["parts"][0] == pytest.approx(nan["reach"][0])
 
 
 def test_an_undone_jump_restores_the_snapshot(one, two):
