@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -21,6 +22,8 @@ RENDEZVOUS_SECONDS = 50
 """How long to wait for the other ranks to appear; a dead rendezvous must show within a minute."""
 FIRST_STEP_SECONDS = 1800
 """How long a collective may take before the end of the first step: data are prepared, models compiled."""
+FAIL_TOGETHER_SECONDS = 3
+"""How long after the first rank others may fail over the same mistake without a message of their own."""
 _BESIDE = "beside"
 
 
@@ -176,12 +179,21 @@ def first_to_fail(text: str) -> bool:
     try:
         store = dist.distributed_c10d._get_default_store()
         store.set_timeout(timedelta(seconds=5))
-        return bool(
-            store.compare_set("scale/first_error", "", f"{dist.get_rank()} {text}").decode()
-            == f"{dist.get_rank()} {text}"
-        )
+        mine = f"{dist.get_rank()} {text}"
+        first = bool(store.compare_set("scale/first_error", "", mine).decode() == mine)
+        _let_others_ask(store)
+        return first
     except (RuntimeError, OSError):
         return True  # the store went with the rank that kept it
+
+
+def _let_others_ask(store: dist.Store) -> None:
+    """Rank 0 may keep the store: it stays until all others have failed too, or for as long as they may need to."""
+    asked = store.add("scale/asked", 1)
+    deadline = time.monotonic() + FAIL_TOGETHER_SECONDS
+    while dist.get_rank() == 0 and asked < dist.get_world_size() and time.monotonic() < deadline:
+        time.sleep(0.02)
+        asked = store.add("scale/asked", 0)
 
 
 def leave() -> None:
