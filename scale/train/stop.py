@@ -36,8 +36,12 @@ class StopSignal:
         """Why to stop now, or None: the same answer on every rank. Collective, so call it once a step."""
         if self.file is not None and (self.ranks is None or self.ranks.rank == 0) and self.file.exists():
             self.reason = self.reason or "the launcher asks to stop"
-        if self.ranks is not None and self.ranks.any(self.reason is not None):
-            self.reason = self.reason or "signal on another rank"
+        mine = self.reason
+        if self.ranks is None:
+            return mine
+        if not self.ranks.any(mine is not None):  # one that comes meanwhile is for the next step: the others heard of none
+            return None
+        self.reason = mine or "signal on another rank"
         return self.reason
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -34,6 +36,7 @@ def rank_env(rank: int, world_size: int, port: int) -> dict[str, str]:
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": "1",
         "DS_ACCELERATOR": "cpu",
+        "PYTHONFAULTHANDLER": "1",
     }
 
 
@@ -92,10 +95,22 @@ def end(started: Sequence[Started], timeout: float = 240) -> list[tuple[int, str
     try:
         for one in started:
             one.process.wait(max(1.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        raise AssertionError(f"still there after {timeout:g} s:\n{_where(started)}") from None
     finally:
         for one in started:
             one.process.kill()
     return [(one.process.returncode, one.said()) for one in started]
+
+
+def _where(started: Sequence[Started]) -> str:
+    """What each process said, and the Python stacks of those that hang (faulthandler answers SIGABRT)."""
+    for one in started:
+        if one.process.poll() is None:
+            one.process.send_signal(signal.SIGABRT)
+            with suppress(subprocess.TimeoutExpired):
+                one.process.wait(10)
+    return "\n".join(f"--- {n}: {one.process.poll()} ---\n{one.said()[-6000:]}" for n, one in enumerate(started))
 
 
 def train(path: Path, world_size: int, *overrides: str) -> None:
