@@ -39,7 +39,9 @@ class StopSignal:
         mine = self.reason
         if self.ranks is None:
             return mine
-        if not self.ranks.any(mine is not None):  # one that comes meanwhile is for the next step: the others heard of none
+        if not self.ranks.any(
+            mine is not None
+        ):  # one that comes meanwhile is for the next step: the others heard of none
             return None
         self.reason = mine or "signal on another rank"
         return self.reason
