@@ -104,7 +104,12 @@ def text_config(folder: Path, settings: Settings, lora: bool) -> PretrainRun:
         "eval": {"every": max(1, settings.steps // 10), "tokens": 32768},
         "checkpoint": {"every": 10**9, "keep_last": 1, "keep_best": 0},
         "monitor": {"progress": False, "layer_gradients": 0},
-        "predict": {"enabled": settings.selection != "off", "selection": {"kind": settings.selection}},
+        # selection alone: jumps are what `around` brings
+        "predict": {
+            "enabled": settings.selection != "off",
+            "mode": "observe",
+            "selection": {"kind": settings.selection},
+        },
     }
     if lora:
         base = pretrained()

@@ -31,7 +31,8 @@ class Ledger:
     divergences: int = 0
     """Signs of divergence in full steps."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Wall-clock of full steps, observing, the world model, checks and jumps. Nothing is decided by it."""
+    """Wall-clock of `full` steps (looks at the weights included), the `world` model and `check`s. Nothing is decided by it
+    but, where costs are measured, what a forward costs, once."""
 
     def spend(self, part: str, seconds: float) -> None:
         """Add to the time of a part."""

@@ -45,7 +45,7 @@ def past_errors(method: Method, curve: Curve, seed: int) -> list[float]:
         target = min(curve.last, round(cut * curve.steps / curve.last))
         try:
             said = float(method(curve.until(cut), seed).at(curve.near(target)).mean())
-        except UsageError:
+        except UsageError:  # too little is known at this cut for this method: it has no error to report there
             continue
         measured = curve.measured(target)
         if target > cut and math.isfinite(measured):
