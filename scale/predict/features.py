@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,16 +78,24 @@ class Coming:
 
 
 class FeatureEncoder:
-    """Raw numbers to normalised features: running mean and variance (Welford 1962), cut off at 5 deviations."""
+    """Raw numbers to normalised features: running mean and variance (Welford 1962), cut off at 5 deviations.
+
+    What depends on a look alone is computed when a new one arrives; between looks a call is a dozen operations on
+    arrays made once. Unknown numbers are given their mean, which teaches nothing and becomes 0.
+    """
 
     def __init__(self) -> None:
-        self.count_F = np.zeros(len(NAMES))
-        self.mean_F = np.zeros(len(NAMES))
-        self.spread_F = np.zeros(len(NAMES))
-        """Sum of squared deviations."""
-        scales = [FIXED.get(name, (math.nan, math.nan)) for name in NAMES]
-        self._centre_F, self._scale_F = np.array(scales).T
-        self._online_F = np.isnan(self._centre_F)
+        F = len(NAMES)
+        self.mean_F, self.spread_F = np.zeros(F), np.zeros(F)
+        """`spread`: sum of squared deviations."""
+        self._counts_3F = np.zeros((3, F))
+        self.count_F, self._own_F, self._fewer_F = self._counts_3F
+        """Numbers seen; the same, at least 1; one less, at least 1."""
+        self._raw_F, self._before_F, self._after_F, self._scratch_F = np.zeros((4, F))
+        self._known_F = np.zeros(F)
+        self._kinds = Kinds(self._raw_F[len(GLOBAL) :])
+        self._steady = False
+        """Everything that is known was seen before, and more than once."""
 
     def features(self, signals: Signals, coming: Coming, stats: GroupStats | None) -> list[float]:
         """64 numbers within +-5, before the step is made; `stats` of an earlier step, None if nobody looked yet.
@@ -96,55 +105,126 @@ class FeatureEncoder:
         """
         if stats is not None and stats.step >= coming.step:
             raise ValueError(f"features of step {coming.step} from statistics of step {stats.step}: it is not made yet")
-        raw_F = np.array(_global(signals, coming) + _kinds(stats, signals.last_lr))
-        known_F = np.isfinite(raw_F)
-        raw_F = np.clip(np.where(known_F, raw_F, 0.0), -WIDEST, WIDEST)
-        self._learn(raw_F, known_F)
-        enough_F = self.count_F > 1
-        deviation_F = np.sqrt(self.spread_F / np.maximum(self.count_F - 1, 1))
-        centre_F = np.where(self._online_F, self.mean_F, self._centre_F)
-        scale_F = np.where(self._online_F, np.maximum(deviation_F, 1e-6), self._scale_F)
-        usable_F = known_F & (enough_F | ~self._online_F)
-        scaled_F = np.where(usable_F, (raw_F - centre_F) / scale_F, 0.0)
-        return [float(x) for x in np.clip(scaled_F, -CLIP, CLIP)]
+        values = _global(signals, coming)
+        usual = math.hypot(*values) <= WIDEST  # all of them finite and none too wide
+        if usual and self._steady and self._kinds.still(stats, signals.last_lr):
+            _PACK(self._raw_F.data, 0, *values)
+            np.add(self._counts_3F, self._known_F, self._counts_3F)
+        else:
+            self._settle(values, stats, signals.last_lr)
+        scaled = self._learn().tolist()
+        for i, centre, scale in _FIXED:
+            x = (values[i] - centre) / scale
+            scaled[i] = x if -CLIP <= x <= CLIP else _clipped(x)
+        return scaled
 
-    def _learn(self, raw_F: np.ndarray, known_F: np.ndarray) -> None:
+    def _settle(self, values: list[float], stats: GroupStats | None, lr_factor: float) -> None:
+        """All raw numbers anew, what is known of them, and the counts with this step in them."""
+        self._raw_F[: len(GLOBAL)] = values
+        self._kinds.look(stats, lr_factor)
+        known_F = np.isfinite(self._raw_F)
+        np.clip(np.where(known_F, self._raw_F, self.mean_F), -WIDEST, WIDEST, out=self._raw_F)
+        self._kinds.known(known_F[len(GLOBAL) :])
+        self._known_F[:] = known_F
         self.count_F += known_F
-        before_F = raw_F - self.mean_F
-        self.mean_F += np.where(known_F, before_F / np.maximum(self.count_F, 1), 0.0)
-        self.spread_F += np.where(known_F, before_F * (raw_F - self.mean_F), 0.0)
+        np.maximum(self.count_F, 1, out=self._own_F)
+        np.maximum(self.count_F - 1, 1, out=self._fewer_F)
+        self._steady = bool(known_F[: len(GLOBAL)].all() and (self.count_F[known_F] > 1).all())
+
+    def _learn(self) -> np.ndarray:
+        """Mean and spread with the raw numbers in them, and the numbers in deviations from that mean."""
+        raw_F, before_F, after_F, scratch_F = self._raw_F, self._before_F, self._after_F, self._scratch_F
+        np.subtract(raw_F, self.mean_F, before_F)
+        np.divide(before_F, self._own_F, scratch_F)
+        np.add(self.mean_F, scratch_F, self.mean_F)
+        np.subtract(raw_F, self.mean_F, after_F)
+        np.multiply(before_F, after_F, before_F)
+        np.add(self.spread_F, before_F, self.spread_F)
+        np.divide(self.spread_F, self._fewer_F, scratch_F)
+        np.sqrt(scratch_F, scratch_F)
+        np.maximum(scratch_F, _LEAST_F, out=scratch_F)
+        np.divide(after_F, scratch_F, scratch_F)
+        np.minimum(scratch_F, _CLIP_F, out=scratch_F)
+        return np.maximum(scratch_F, _MINUS_CLIP_F, out=scratch_F)
 
     def state_dict(self) -> dict[str, Any]:
         """JSON."""
         return {name: pack_array(getattr(self, name)) for name in ("count_F", "mean_F", "spread_F")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
-        self.count_F, self.mean_F, self.spread_F = (
-            unpack_array(state[name]) for name in ("count_F", "mean_F", "spread_F")
-        )
+        """Go on where `state_dict` was taken. Raises ValueError if it has another number of features."""
+        for name in ("count_F", "mean_F", "spread_F"):
+            getattr(self, name)[:] = unpack_array(state[name])
+        self._steady = False
+
+
+class Kinds:
+    """Four numbers of each kind, written into `raw_R` (rows of kinds). `lr_factor`: of the update that was looked at."""
+
+    def __init__(self, raw_R: np.ndarray):
+        self._raw_GN = raw_R.reshape(len(KINDS), len(PER_KIND))
+        self._update_G = self._raw_GN[:, -1]
+        self._per_lr_G, self._known_G, self._shift_G = np.zeros((3, len(KINDS)))
+        """Update before the learning rate is taken out of it; 1 where it is known; what is taken out."""
+        self._stats: GroupStats | None = None
+        self._lr_factor = 0.0
+        self._usual = False
+
+    def still(self, stats: GroupStats | None, lr_factor: float) -> bool:
+        """Is it the look of the last call? If so, its numbers stand there, for this learning rate."""
+        if stats is not self._stats or not self._usual:
+            return False
+        if lr_factor != self._lr_factor:
+            if not _usual(lr_factor):
+                return False
+            self._lr_factor = lr_factor
+            np.multiply(self._known_G, np.log(lr_factor), self._shift_G)
+            np.subtract(self._per_lr_G, self._shift_G, self._update_G)
+        return True
+
+    def look(self, stats: GroupStats | None, lr_factor: float) -> None:
+        """All of them anew, nan where there are none."""
+        self._stats, self._lr_factor, self._usual = stats, lr_factor, _usual(lr_factor)
+        self._raw_GN.fill(math.nan)
+        if stats is None:
+            return
+        pp_G, gg_G, gd_G, dd_G, du_G, uu_G = np.asarray(stats.table_GC, np.float64).T[[0, 4, 5, 7, 8, 9]]
+        elements_G = np.asarray(stats.elements_G, np.float64)
+        with np.errstate(all="ignore"):
+            self._per_lr_G[:] = 0.5 * np.log(uu_G / elements_G)
+            columns = (
+                0.5 * np.log(dd_G / pp_G),
+                gd_G / np.sqrt(dd_G * gg_G),
+                du_G / np.sqrt(dd_G * uu_G),
+                self._per_lr_G - np.log(lr_factor),
+            )
+        for n, column_G in enumerate(columns):
+            self._raw_GN[:, n] = column_G
+        self._raw_GN[elements_G == 0] = math.nan
+
+    def known(self, known_R: np.ndarray) -> None:
+        """Which of them are. The others keep what was put in their place."""
+        self._known_G[:] = known_R[len(PER_KIND) - 1 :: len(PER_KIND)]
+        self._per_lr_G[:] = np.where(self._known_G, self._per_lr_G, self._update_G)
+
+
+_FIXED = [(i, *FIXED[name]) for i, name in enumerate(GLOBAL) if name in FIXED]
+_PACK = struct.Struct(f"{len(GLOBAL)}d").pack_into
+_CLIP_F, _MINUS_CLIP_F, _LEAST_F = (np.full(len(NAMES), x) for x in (CLIP, -CLIP, 1e-6))
+
+
+def _usual(lr_factor: float) -> bool:
+    """Is its logarithm finite, and too small to bring a number beyond WIDEST?"""
+    return 1e-100 < lr_factor < 1e100
+
+
+def _clipped(x: float) -> float:
+    return math.copysign(CLIP, x) if math.isfinite(x) else 0.0
 
 
 def _global(signals: Signals, coming: Coming) -> list[float]:
-    loss, grad, noise = signals.loss, signals.log_grad, signals.noise
-    if not signals.seen:
-        past = [math.nan] * 13
-    else:
-        past = [
-            (signals.last_loss - loss[8].value) / noise,
-            (loss[8].value - loss[32].value) / noise,
-            (loss[32].value - loss[128].value) / noise,
-            *(signals.slope(scale) * scale / noise for scale in (8, 32, 128)),
-            _log(abs(loss[32].value)),
-            _log(noise / max(abs(loss[32].value), TINY)),
-            signals.oscillation,
-            signals.last_log_grad - grad[8].value,
-            grad[8].value - grad[32].value,
-            grad[32].value - grad[128].value,
-            _log(signals.grad_noise) if signals.grad_noise else math.nan,
-        ]
     return [
-        *past,
+        *(_past(signals) if signals.seen else _NO_PAST),
         coming.lr_factor,
         coming.lr_factor - signals.last_lr if signals.steps else math.nan,
         coming.position,
@@ -155,23 +235,30 @@ def _global(signals: Signals, coming: Coming) -> list[float]:
     ]
 
 
-def _kinds(stats: GroupStats | None, lr_factor: float) -> list[float]:
-    """Four numbers of each kind, nan where there are none. `lr_factor`: of the update that was looked at."""
-    if stats is None:
-        return [math.nan] * len(KINDS) * len(PER_KIND)
-    pp_G, gg_G, gd_G, dd_G, du_G, uu_G = np.asarray(stats.table_GC, np.float64).T[[0, 4, 5, 7, 8, 9]]
-    elements_G = np.asarray(stats.elements_G, np.float64)
-    with np.errstate(all="ignore"):
-        columns = (
-            0.5 * np.log(dd_G / pp_G),
-            gd_G / np.sqrt(dd_G * gg_G),
-            du_G / np.sqrt(dd_G * uu_G),
-            0.5 * np.log(uu_G / elements_G) - np.log(lr_factor),
-        )
-    table_GN = np.stack(columns, -1)
-    table_GN[elements_G == 0] = math.nan
-    return [float(x) for x in table_GN.ravel()]
+_NO_PAST = [math.nan] * 13
+
+
+def _past(signals: Signals) -> list[float]:
+    loss_8, loss_32, loss_128 = (signals.loss[8].value, signals.loss[32].value, signals.loss[128].value)
+    grad_8, grad_32, grad_128 = (signals.log_grad[8].value, signals.log_grad[32].value, signals.log_grad[128].value)
+    noise, grad_noise = signals.noise, signals.grad_noise
+    size = abs(loss_32)
+    return [
+        (signals.last_loss - loss_8) / noise,
+        (loss_8 - loss_32) / noise,
+        (loss_32 - loss_128) / noise,
+        signals.slope(8) * 8 / noise,
+        signals.slope(32) * 32 / noise,
+        signals.slope(128) * 128 / noise,
+        _log(size),
+        _log(noise / max(size, TINY)),
+        signals.oscillation,
+        signals.last_log_grad - grad_8,
+        grad_8 - grad_32,
+        grad_32 - grad_128,
+        _log(grad_noise) if grad_noise else math.nan,
+    ]
 
 
 def _log(x: float) -> float:
-    return math.log(max(x, TINY))
+    return math.log(TINY if x < TINY else x)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from scale.predict.moments import Moment, StepFacts
+from scale.predict.window import Window
 
 SCALES = (8, 32, 128)
 """Steps that the averages and slopes look back."""
@@ -24,6 +22,8 @@ PREDICTION_ERROR = 0.2
 OSCILLATION = (0.8, 0.1)
 """Share of sign changes, and amplitude relative to the loss, that make a strong oscillation. White noise changes sign
 half of the time."""
+OSCILLATING = 32
+"""Losses that oscillation is seen in."""
 TINY = 1e-12
 
 
@@ -31,11 +31,13 @@ class Average:
     """Exponential moving average over about `scale` values; the plain mean of the first ones."""
 
     def __init__(self, scale: int):
-        self.scale, self.seen, self.value = scale, 0, 0.0
+        self.rate = 2 / (scale + 1)
+        self.seen, self.value = 0, 0.0
 
     def add(self, x: float) -> None:
-        self.seen += 1
-        self.value += max(2 / (self.scale + 1), 1 / self.seen) * (x - self.value)
+        self.seen = seen = self.seen + 1
+        first = 1 / seen
+        self.value += (first if first > self.rate else self.rate) * (x - self.value)
 
 
 class Spread:
@@ -61,7 +63,7 @@ class Signals:
         self.loss = {scale: Average(scale) for scale in SCALES}
         self.log_grad = {scale: Average(scale) for scale in SCALES}
         self._noise, self._grad_noise = Spread(32), Spread(32)
-        self.recent: list[float] = []
+        self.recent = Window(max(SCALES))
         self.last_loss = self.last_log_grad = self.last_lr = 0.0
         self.steps = 0
         self.since_jump = 0
@@ -80,7 +82,7 @@ class Signals:
         for scale in SCALES:
             self.loss[scale].add(facts.loss)
             self.log_grad[scale].add(log_grad)
-        self.recent = [*self.recent, facts.loss][-max(SCALES) :]
+        self.recent.add(facts.loss)
         self.last_loss, self.last_log_grad = facts.loss, log_grad
 
     def jumped(self) -> None:
@@ -114,12 +116,14 @@ class Signals:
 
     def slope(self, scale: int) -> float:
         """Least-squares slope of the last `scale` losses, per step; 0 with fewer than three."""
-        return _line(self.recent[-scale:])[0]
+        recent_N = self.recent.newest(scale)
+        return self.recent.line(len(recent_N)).slope(recent_N)
 
     @property
     def oscillation(self) -> float:
         """Share of sign changes among the last 32 losses around their own line, 0 to 1."""
-        return _sign_changes(_line(self.recent[-32:])[1])
+        recent_N = self.recent.newest(OSCILLATING)
+        return self.recent.line(len(recent_N)).sign_changes(recent_N)
 
     def moment(
         self,
@@ -170,22 +174,25 @@ class Signals:
             if error > PREDICTION_ERROR * abs(predicted) and error > self.sigma * self.noise:
                 return f"loss {loss:.4g} where {predicted:.4g} was predicted"
         changes, amplitude = OSCILLATION
-        left_N = _line([*self.recent, loss][-32:])[1]
-        if len(left_N) == 32 and _sign_changes(left_N) > changes and left_N.std() > amplitude * abs(self.baseline):
-            return f"loss oscillates: {_sign_changes(left_N):.0%} sign changes around its trend"
+        recent_N = self.recent.with_next(loss, OSCILLATING)
+        line = self.recent.line(len(recent_N))
+        share = line.sign_changes(recent_N)
+        far = len(recent_N) == OSCILLATING and share > changes
+        if far and line.left(recent_N).std() > amplitude * abs(self.baseline):
+            return f"loss oscillates: {share:.0%} sign changes around its trend"
         return None
 
     def state_dict(self) -> dict[str, Any]:
         """JSON."""
         averages = {name: [a.seen, a.value] for name, a in self._averages().items()}
         plain = {name: getattr(self, name) for name in _PLAIN}
-        return {"averages": averages, "recent": list(self.recent), **plain}
+        return {"averages": averages, "recent": self.recent.newest(max(SCALES)).tolist(), **plain}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
         for name, average in self._averages().items():
             average.seen, average.value = state["averages"][name]
-        self.recent = list(state["recent"])
+        self.recent.fill(state["recent"])
         for name in _PLAIN:
             setattr(self, name, state[name])
 
@@ -197,17 +204,3 @@ class Signals:
 
 
 _PLAIN = ("last_loss", "last_log_grad", "last_lr", "steps", "since_jump")
-
-
-def _line(values: Sequence[float]) -> tuple[float, np.ndarray]:
-    """Least-squares slope, and what it leaves."""
-    y_N = np.asarray(values, np.float64)
-    if len(y_N) < 3:
-        return 0.0, np.zeros(len(y_N))
-    x_N = np.arange(len(y_N)) - (len(y_N) - 1) / 2
-    slope = float(x_N @ y_N / (x_N @ x_N))
-    return slope, y_N - y_N.mean() - slope * x_N
-
-
-def _sign_changes(left_N: np.ndarray) -> float:
-    return float(np.mean(left_N[1:] * left_N[:-1] < 0)) if len(left_N) > 1 else 0.0

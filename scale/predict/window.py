@@ -1,0 +1,83 @@
+"""The newest losses, and the straight lines through them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+class Window:
+    """The newest `size` values, always side by side in memory: they move through a longer array, then back to its start.
+
+    Every line is fitted anew to the values themselves, so that no rounding adds up as it would in running sums.
+    """
+
+    def __init__(self, size: int):
+        self.size = size
+        self._room_R = np.zeros(8 * size)
+        self._end = 0
+        self._lines: dict[int, Line] = {}
+
+    def add(self, x: float) -> None:
+        """The newest value."""
+        self.with_next(x, 1)
+        self._end += 1
+
+    def with_next(self, x: float, n: int) -> np.ndarray:
+        """The newest `n` values if `x` were added; the next call overwrites it."""
+        if self._end == len(self._room_R):
+            self._room_R[: self.size] = self._room_R[-self.size :]
+            self._end = self.size
+        self._room_R[self._end] = x
+        return self._room_R[max(self._end + 1 - n, 0) : self._end + 1]
+
+    def newest(self, n: int) -> np.ndarray:
+        """Up to `n` values, the newest last. A view: it holds until the next `add`."""
+        return self._room_R[max(self._end - n, 0) : self._end]
+
+    def line(self, n: int) -> Line:
+        """For fitting `n` values."""
+        if n not in self._lines:
+            self._lines[n] = Line(n)
+        return self._lines[n]
+
+    def fill(self, values: Sequence[float]) -> None:
+        """These values and no others."""
+        self._end = min(len(values), self.size)
+        self._room_R[: self._end] = values[len(values) - self._end :]
+
+
+class Line:
+    """Least squares through `n` values one step apart, with memory of its own for what is left of them."""
+
+    def __init__(self, n: int):
+        self._x_N = np.arange(n) - (n - 1) / 2
+        self._square = float(self._x_N @ self._x_N)
+        self._left_N, self._scratch_N = np.zeros(n), np.zeros(n)
+        self._later, self._earlier = self._left_N[1:], self._left_N[:-1]
+        self._products, self._none = np.zeros(max(n - 1, 0)), np.zeros(max(n - 1, 0))
+        self._changed = np.zeros(max(n - 1, 0), bool)
+
+    def slope(self, y_N: np.ndarray) -> float:
+        """Per step; 0 for fewer than three values."""
+        return float(self._x_N.dot(y_N)) / self._square if len(y_N) > 2 else 0.0
+
+    def left(self, y_N: np.ndarray) -> np.ndarray:
+        """The values less their line; zeros for fewer than three. The next call overwrites it."""
+        if len(y_N) < 3:
+            return self._left_N
+        self._scratch_N.fill(np.add.reduce(y_N) / len(y_N))
+        np.subtract(y_N, self._scratch_N, self._left_N)
+        self._scratch_N.fill(self.slope(y_N))
+        np.multiply(self._x_N, self._scratch_N, self._scratch_N)
+        return np.subtract(self._left_N, self._scratch_N, self._left_N)
+
+    def sign_changes(self, y_N: np.ndarray) -> float:
+        """Share of neighbours on opposite sides of the line, 0 to 1."""
+        if len(y_N) < 3:
+            return 0.0
+        self.left(y_N)
+        np.multiply(self._later, self._earlier, self._products)
+        np.less(self._products, self._none, self._changed)
+        return int(np.count_nonzero(self._changed)) / len(self._changed)
