@@ -92,6 +92,9 @@ class PredictConfig(Strict):
     use: Literal["adopt", "shadow"] = "adopt"
     """adopt: training goes on from the predicted weights. shadow: they are checked and the best are kept and exported
     while training goes on untouched."""
+    stop_below: Positive | None = None
+    """With use = shadow: end the run once the predicted weights that are kept have a check loss (nats per token) this low.
+    Never if not given."""
     preset: Literal["conservative", "balanced", "aggressive"] = "balanced"
     """Values of warmup, min_full, horizons, confidence, world.members and sigma where they are not given."""
     warmup: Count = 100
@@ -141,6 +144,11 @@ class PredictConfig(Strict):
             raise ValueError("horizons and directions: name each one once")
         if (self.fixed is not None) != (self.coefficients == "fixed"):
             raise ValueError(f"fixed = {self.fixed} with coefficients = {self.coefficients!r}: they belong together")
+        if self.stop_below is not None and (self.use != "shadow" or self.mode == "observe"):
+            raise ValueError(
+                f"stop_below = {self.stop_below:g}: looks at the weights that use = 'shadow' keeps in mode 'auto' or "
+                f"'always' (here use = {self.use!r}, mode = {self.mode!r})"
+            )
         if self.selection.kind != "off" and not self.enabled:
             raise ValueError(
                 f"selection.kind = {self.selection.kind!r}: needs enabled = true (mode = 'observe': no jumps)"

@@ -76,7 +76,17 @@ class PredictiveStepper:
         report.prediction = said | self._accounts()
         if said and self.ranks.rank == 0:
             report.prediction |= self.brain.foresight.calibration.report()
+        if why := self.reached():
+            report.prediction["stop"] = why
         return report
+
+    def reached(self) -> str | None:
+        """Implements `scale.train.loop.Ending`: whether the predicted weights that are kept are as good as was asked for."""
+        shadow, enough = self.attempts.shadow, self.config.stop_below
+        if enough is None or shadow.loss > enough:
+            return None
+        found = f"check loss {shadow.loss:.4f} of the predicted weights of step {shadow.step}"
+        return f"{found} <= predict.stop_below = {enough:g}"
 
     def _full(self, source: Source) -> StepReport:
         """A real step, heard of before and after."""

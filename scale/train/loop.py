@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from scale.protocols import Judge, Score, Source, Stepper, StepReport
 from scale.train.profile import StepProfiler
@@ -22,6 +22,15 @@ class Recorder(Protocol):
     def score_before_training(self, score: Score) -> None: ...
 
     def event(self, kind: str, text: str) -> None: ...
+
+
+@runtime_checkable
+class Ending(Protocol):
+    """A stepper that may have reached what the run was for before its last step."""
+
+    def reached(self) -> str | None:
+        """Why the run ends here, the same answer on every rank; None: it goes on. A resumed stepper answers as before."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,7 @@ class Loop:
         """Train to the end, to a stop request or to an early stop; a checkpoint is started in each case."""
         if self.done == 0 and self.judge is not None:
             self.record.score_before_training(self.judge.score())
-        if self._patience_spent():
+        if self._patience_spent() or self._reached():
             return "early stop"
         first = True
         while self.done < self.settings.steps:
@@ -73,8 +82,9 @@ class Loop:
             self.check_saves()
             self._note(score)
             gave_up = self._patience_spent()
+            enough = self._reached()
             reason = stop.asked()
-            last = self.done == self.settings.steps or gave_up or reason is not None
+            last = self.done == self.settings.steps or gave_up or enough or reason is not None
             if last or self.done % self.settings.save_every == 0:
                 self.save(self.done, score.loss if score else None)
             if reason is not None and self.done < self.settings.steps:
@@ -84,6 +94,7 @@ class Loop:
                 self.record.event(
                     "early_stop", f"no gain in {self.evaluations_without_gain} evaluations: stopping early"
                 )
+            if gave_up or enough:
                 return "early stop"
         return "completed"
 
@@ -108,6 +119,15 @@ class Loop:
 
     def _patience_spent(self) -> bool:
         return self.settings.patience is not None and self.evaluations_without_gain >= self.settings.patience
+
+    def _reached(self) -> bool:
+        """Whether the stepper ends the run, which is said each time it is asked to go on."""
+        if self.done >= self.settings.steps or not isinstance(self.stepper, Ending):
+            return False
+        why = self.stepper.reached()
+        if why is not None:
+            self.record.event("early_stop", f"{why}: the run ends after step {self.done}")
+        return why is not None
 
     def state_dict(self) -> dict[str, Any]:
         best = None if math.isinf(self.best) else self.best

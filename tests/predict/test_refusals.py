@@ -32,6 +32,10 @@ CASES = {
     "unknown mode": ({"predict.mode": "dream"}, ["predict.mode = 'dream'", "'auto', 'always' or 'observe'"]),
     "too many horizons": (
         {"predict.horizons": [*range(1, 10)]}, ["predict.horizons", "needs 8 or fewer entries, has 9"]),
+    "stopping by weights that nobody keeps": (
+        {"predict.stop_below": 2.5}, ["predict", "stop_below = 2.5", "use = 'shadow'", "here use = 'adopt'"]),
+    "stopping by weights that nobody tries": (
+        {"predict.stop_below": 2.5, "predict.use": "shadow", "predict.mode": "observe"}, ["mode = 'observe'"]),
     "no warm-up": ({"predict.warmup": 0}, ["predict.warmup = 0", "greater than 0"]),
 }  # fmt: skip
 
