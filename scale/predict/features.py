@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from scale.predict.groups import KINDS
+from scale.predict.looks import PER_KIND, LookNumbers
 from scale.predict.moments import GroupStats, StepFacts
 from scale.predict.packing import pack_array, unpack_array
 from scale.predict.signals import TINY, Signals
@@ -35,12 +36,6 @@ GLOBAL = {
     "relaxing": "1 for a step right after a jump",
     "log_tokens": "log of the tokens in the batch",
     "log_seq_len": "log of the row length",
-}
-PER_KIND = {
-    "drift": "log of the norm of the drift of {kind} relative to the norm of the weights",
-    "drift_gradient": "cosine between drift and gradient of {kind}",
-    "update_drift": "cosine between the update of {kind} and its drift, the smoothed earlier updates",
-    "update": "log of the RMS update of {kind} per unit of lr: for AdamW the RMS of m / sqrt(v)",
 }
 FIXED = {
     "lr_factor": (0.5, 0.5),
@@ -93,9 +88,9 @@ class FeatureEncoder:
         """Numbers seen; the same, at least 1; one less, at least 1."""
         self._raw_F, self._before_F, self._after_F, self._scratch_F = np.zeros((4, F))
         self._known_F = np.zeros(F)
-        self._kinds = Kinds(self._raw_F[len(GLOBAL) :])
-        self._steady = False
-        """Everything that is known was seen before, and more than once."""
+        self._kinds = LookNumbers(self._raw_F[len(GLOBAL) :])
+        self._steady, self._pattern = False, b""
+        """All global numbers are known, and what is known was seen more than once; which are known, as bytes."""
 
     def features(self, signals: Signals, coming: Coming, stats: GroupStats | None) -> list[float]:
         """64 numbers within +-5, before the step is made; `stats` of an earlier step, None if nobody looked yet.
@@ -120,12 +115,23 @@ class FeatureEncoder:
 
     def _settle(self, values: list[float], stats: GroupStats | None, lr_factor: float) -> None:
         """All raw numbers anew, what is known of them, and the counts with this step in them."""
-        self._raw_F[: len(GLOBAL)] = values
+        raw_F = self._raw_F
+        _PACK(raw_F.data, 0, *values)
         self._kinds.look(stats, lr_factor)
-        known_F = np.isfinite(self._raw_F)
-        np.clip(np.where(known_F, self._raw_F, self.mean_F), -WIDEST, WIDEST, out=self._raw_F)
-        self._kinds.known(known_F[len(GLOBAL) :])
-        self._known_F[:] = known_F
+        known_F = np.isfinite(raw_F)
+        pattern = known_F.tobytes()
+        if b"\0" in pattern:
+            np.copyto(raw_F, self.mean_F, where=~known_F)
+        np.minimum(raw_F, _WIDEST_F, out=raw_F)
+        np.maximum(raw_F, _MINUS_WIDEST_F, out=raw_F)
+        if not self._steady or pattern != self._pattern:
+            self._pattern, self._known_F[:] = pattern, known_F
+            self._steady = False
+        if b"\0" in pattern or not self._steady:
+            self._kinds.known(known_F[len(GLOBAL) :])
+        if self._steady:
+            np.add(self._counts_3F, self._known_F, self._counts_3F)
+            return
         self.count_F += known_F
         np.maximum(self.count_F, 1, out=self._own_F)
         np.maximum(self.count_F - 1, 1, out=self._fewer_F)
@@ -158,64 +164,10 @@ class FeatureEncoder:
         self._steady = False
 
 
-class Kinds:
-    """Four numbers of each kind, written into `raw_R` (rows of kinds). `lr_factor`: of the update that was looked at."""
-
-    def __init__(self, raw_R: np.ndarray):
-        self._raw_GN = raw_R.reshape(len(KINDS), len(PER_KIND))
-        self._update_G = self._raw_GN[:, -1]
-        self._per_lr_G, self._known_G, self._shift_G = np.zeros((3, len(KINDS)))
-        """Update before the learning rate is taken out of it; 1 where it is known; what is taken out."""
-        self._stats: GroupStats | None = None
-        self._lr_factor = 0.0
-        self._usual = False
-
-    def still(self, stats: GroupStats | None, lr_factor: float) -> bool:
-        """Is it the look of the last call? If so, its numbers stand there, for this learning rate."""
-        if stats is not self._stats or not self._usual:
-            return False
-        if lr_factor != self._lr_factor:
-            if not _usual(lr_factor):
-                return False
-            self._lr_factor = lr_factor
-            np.multiply(self._known_G, np.log(lr_factor), self._shift_G)
-            np.subtract(self._per_lr_G, self._shift_G, self._update_G)
-        return True
-
-    def look(self, stats: GroupStats | None, lr_factor: float) -> None:
-        """All of them anew, nan where there are none."""
-        self._stats, self._lr_factor, self._usual = stats, lr_factor, _usual(lr_factor)
-        self._raw_GN.fill(math.nan)
-        if stats is None:
-            return
-        pp_G, gg_G, gd_G, dd_G, du_G, uu_G = np.asarray(stats.table_GC, np.float64).T[[0, 4, 5, 7, 8, 9]]
-        elements_G = np.asarray(stats.elements_G, np.float64)
-        with np.errstate(all="ignore"):
-            self._per_lr_G[:] = 0.5 * np.log(uu_G / elements_G)
-            columns = (
-                0.5 * np.log(dd_G / pp_G),
-                gd_G / np.sqrt(dd_G * gg_G),
-                du_G / np.sqrt(dd_G * uu_G),
-                self._per_lr_G - np.log(lr_factor),
-            )
-        for n, column_G in enumerate(columns):
-            self._raw_GN[:, n] = column_G
-        self._raw_GN[elements_G == 0] = math.nan
-
-    def known(self, known_R: np.ndarray) -> None:
-        """Which of them are. The others keep what was put in their place."""
-        self._known_G[:] = known_R[len(PER_KIND) - 1 :: len(PER_KIND)]
-        self._per_lr_G[:] = np.where(self._known_G, self._per_lr_G, self._update_G)
-
-
 _FIXED = [(i, *FIXED[name]) for i, name in enumerate(GLOBAL) if name in FIXED]
 _PACK = struct.Struct(f"{len(GLOBAL)}d").pack_into
-_CLIP_F, _MINUS_CLIP_F, _LEAST_F = (np.full(len(NAMES), x) for x in (CLIP, -CLIP, 1e-6))
-
-
-def _usual(lr_factor: float) -> bool:
-    """Is its logarithm finite, and too small to bring a number beyond WIDEST?"""
-    return 1e-100 < lr_factor < 1e100
+_WIDEST_F, _CLIP_F, _LEAST_F = (np.full(len(NAMES), x) for x in (WIDEST, CLIP, 1e-6))
+_MINUS_WIDEST_F, _MINUS_CLIP_F = -_WIDEST_F, -_CLIP_F
 
 
 def _clipped(x: float) -> float:
@@ -241,15 +193,15 @@ _NO_PAST = [math.nan] * 13
 def _past(signals: Signals) -> list[float]:
     loss_8, loss_32, loss_128 = (signals.loss[8].value, signals.loss[32].value, signals.loss[128].value)
     grad_8, grad_32, grad_128 = (signals.log_grad[8].value, signals.log_grad[32].value, signals.log_grad[128].value)
-    noise, grad_noise = signals.noise, signals.grad_noise
+    noise, grad_noise, slope = signals.noise, signals.grad_noise, signals.recent.slope
     size = abs(loss_32)
     return [
         (signals.last_loss - loss_8) / noise,
         (loss_8 - loss_32) / noise,
         (loss_32 - loss_128) / noise,
-        signals.slope(8) * 8 / noise,
-        signals.slope(32) * 32 / noise,
-        signals.slope(128) * 128 / noise,
+        slope(8) * 8 / noise,
+        slope(32) * 32 / noise,
+        slope(128) * 128 / noise,
         _log(size),
         _log(noise / max(size, TINY)),
         signals.oscillation,

@@ -116,14 +116,12 @@ class Signals:
 
     def slope(self, scale: int) -> float:
         """Least-squares slope of the last `scale` losses, per step; 0 with fewer than three."""
-        recent_N = self.recent.newest(scale)
-        return self.recent.line(len(recent_N)).slope(recent_N)
+        return self.recent.slope(scale)
 
     @property
     def oscillation(self) -> float:
         """Share of sign changes among the last 32 losses around their own line, 0 to 1."""
-        recent_N = self.recent.newest(OSCILLATING)
-        return self.recent.line(len(recent_N)).sign_changes(recent_N)
+        return self.recent.sign_changes(OSCILLATING)
 
     def moment(
         self,
@@ -176,9 +174,10 @@ class Signals:
         changes, amplitude = OSCILLATION
         recent_N = self.recent.with_next(loss, OSCILLATING)
         line = self.recent.line(len(recent_N))
-        share = line.sign_changes(recent_N)
-        far = len(recent_N) == OSCILLATING and share > changes
-        if far and line.left(recent_N).std() > amplitude * abs(self.baseline):
+        slope = line.slope(recent_N)
+        share = line.sign_changes(recent_N, slope)
+        often = len(recent_N) == OSCILLATING and share > changes
+        if often and line.left(recent_N, slope).std() > amplitude * abs(self.baseline):
             return f"loss oscillates: {share:.0%} sign changes around its trend"
         return None
 

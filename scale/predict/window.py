@@ -18,11 +18,14 @@ class Window:
         self._room_R = np.zeros(8 * size)
         self._end = 0
         self._lines: dict[int, Line] = {}
+        self._slopes: dict[int, float] = {}
+        """Of the values as they are now."""
 
     def add(self, x: float) -> None:
         """The newest value."""
         self.with_next(x, 1)
         self._end += 1
+        self._slopes.clear()
 
     def with_next(self, x: float, n: int) -> np.ndarray:
         """The newest `n` values if `x` were added; the next call overwrites it."""
@@ -34,16 +37,31 @@ class Window:
 
     def newest(self, n: int) -> np.ndarray:
         """Up to `n` values, the newest last. A view: it holds until the next `add`."""
-        return self._room_R[max(self._end - n, 0) : self._end]
+        return self._room_R[self._end - n if self._end > n else 0 : self._end]
 
     def line(self, n: int) -> Line:
         """For fitting `n` values."""
-        if n not in self._lines:
-            self._lines[n] = Line(n)
-        return self._lines[n]
+        found = self._lines.get(n)
+        if found is None:
+            found = self._lines[n] = Line(n)
+        return found
+
+    def slope(self, n: int) -> float:
+        """Of the line through up to `n` newest values."""
+        found = self._slopes.get(n)
+        if found is None:
+            y_N = self.newest(n)
+            found = self._slopes[n] = self.line(len(y_N)).slope(y_N)
+        return found
+
+    def sign_changes(self, n: int) -> float:
+        """Of up to `n` newest values around their line."""
+        y_N = self.newest(n)
+        return self.line(len(y_N)).sign_changes(y_N, self.slope(n))
 
     def fill(self, values: Sequence[float]) -> None:
         """These values and no others."""
+        self._slopes.clear()
         self._end = min(len(values), self.size)
         self._room_R[: self._end] = values[len(values) - self._end :]
 
@@ -63,21 +81,21 @@ class Line:
         """Per step; 0 for fewer than three values."""
         return float(self._x_N.dot(y_N)) / self._square if len(y_N) > 2 else 0.0
 
-    def left(self, y_N: np.ndarray) -> np.ndarray:
+    def left(self, y_N: np.ndarray, slope: float) -> np.ndarray:
         """The values less their line; zeros for fewer than three. The next call overwrites it."""
         if len(y_N) < 3:
             return self._left_N
         self._scratch_N.fill(np.add.reduce(y_N) / len(y_N))
         np.subtract(y_N, self._scratch_N, self._left_N)
-        self._scratch_N.fill(self.slope(y_N))
+        self._scratch_N.fill(slope)
         np.multiply(self._x_N, self._scratch_N, self._scratch_N)
         return np.subtract(self._left_N, self._scratch_N, self._left_N)
 
-    def sign_changes(self, y_N: np.ndarray) -> float:
-        """Share of neighbours on opposite sides of the line, 0 to 1."""
+    def sign_changes(self, y_N: np.ndarray, slope: float) -> float:
+        """Share of neighbours on opposite sides of the line of this slope, 0 to 1."""
         if len(y_N) < 3:
             return 0.0
-        self.left(y_N)
+        self.left(y_N, slope)
         np.multiply(self._later, self._earlier, self._products)
         np.less(self._products, self._none, self._changed)
         return int(np.count_nonzero(self._changed)) / len(self._changed)

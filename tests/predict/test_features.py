@@ -112,6 +112,58 @@ def test_state_goes_on_bit_for_bit() -> None:
         signals.update(facts)
 
 
+@pytest.mark.parametrize("lacking", [0, 4])
+def test_nothing_kept_between_calls_is_ever_stale(lacking: int) -> None:
+    """One encoder that keeps what it may, beside one that comes from its saved state before every step."""
+    signals, encoder, look = Signals(2.5), FeatureEncoder(), None
+    for facts in steps():
+        lr_factor = (1.0, 0.3, 0.3, 0.0, 1e-200, 0.7)[facts.step // 7 % 6]
+        facts = replace(facts, lr_factor=lr_factor, loss=1e7 if facts.step == 70 else facts.loss)
+        if facts.step == 120:
+            facts = replace(facts, grad_norm=math.nan)
+        forgetful = FeatureEncoder()
+        forgetful.load_state_dict(json.loads(json.dumps(encoder.state_dict())))
+        again = Signals(2.5)
+        again.load_state_dict(json.loads(json.dumps(signals.state_dict())))
+        expected = forgetful.features(again, Coming.of(facts), look)
+        assert encoder.features(signals, Coming.of(facts), look) == expected
+        assert encoder.state_dict() == forgetful.state_dict()
+        signals.update(facts)
+        if facts.step % 5 == 0:
+            look = without(stats(facts.step), lacking + (facts.step == 100))
+
+
+def test_a_long_run_of_the_plain_formulas() -> None:
+    """Running moments of numpy over all raw numbers so far, in float64, against the incremental ones."""
+    signals, encoder, raw, look = Signals(2.5), FeatureEncoder(), [], None
+    for facts in steps():
+        found = encoder.features(signals, Coming.of(facts), look)
+        raw.append(reference_kinds(look, signals.last_lr))
+        if look is not None and facts.step > 7:
+            seen = np.array([row for row in raw if row is not None])
+            expected = np.clip((seen[-1] - seen.mean(0)) / seen.std(0, ddof=1).clip(1e-6), -5, 5)
+            assert found[20:] == pytest.approx(expected.tolist(), abs=1e-9)
+        signals.update(facts)
+        if facts.step % 5 == 0:
+            look = stats(facts.step)
+
+
+def without(look: GroupStats, kinds: int) -> GroupStats:
+    """The same of a model that lacks the first kinds."""
+    there_G = np.arange(len(KINDS)) >= kinds
+    return GroupStats(look.step, look.table_GC * there_G[:, None], look.elements_G * there_G)
+
+
+def reference_kinds(look: GroupStats | None, lr_factor: float) -> list[float] | None:
+    if look is None:
+        return None
+    numbers: list[float] = []
+    for (pp, _, _, _, gg, gd, _, dd, du, uu, *_), elements in zip(look.table_GC, look.elements_G, strict=True):
+        rms = math.sqrt(uu / elements) / lr_factor
+        numbers += [math.log(math.sqrt(dd / pp)), gd / math.sqrt(dd * gg), du / math.sqrt(dd * uu), math.log(rms)]
+    return numbers
+
+
 def test_global_features_by_hand() -> None:
     signals, encoder = Signals(2.5), FeatureEncoder()
     for facts in steps(40):

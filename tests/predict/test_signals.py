@@ -40,6 +40,24 @@ def test_averages_and_slopes_against_numpy() -> None:
         assert signals.slope(scale) == pytest.approx(np.polyfit(np.arange(scale), losses[-scale:], 1)[0], rel=1e-9)
 
 
+def test_slopes_and_oscillation_of_a_run_that_outgrows_its_memory() -> None:
+    """Every step of 2,500 against a fit of the losses themselves; asking about divergence in between changes nothing."""
+    losses, signals = noisy(2500, slope=-0.001), Signals(2.5)
+    for n, loss in enumerate(losses):
+        signals.divergence(facts(n, 99.0))
+        signals.update(facts(n, loss))
+        if n < 3 or n % 7:
+            continue
+        for scale in (8, 32, 128):
+            recent = losses[max(n + 1 - scale, 0) : n + 1]
+            line = np.polynomial.Polynomial.fit(np.arange(len(recent)), recent, 1).convert()
+            assert signals.slope(scale) == pytest.approx(line.coef[1], rel=1e-9, abs=1e-12)
+            if scale == 32:
+                left = np.array(recent) - line(np.arange(len(recent)))
+                assert signals.oscillation == np.mean(np.sign(left[1:]) != np.sign(left[:-1]))
+        assert signals.state_dict()["recent"] == losses[max(n - 127, 0) : n + 1]
+
+
 def test_noise_is_that_of_single_losses_even_under_a_trend() -> None:
     values = [seen(noisy(400, seed, 0.1, slope)).noise for seed in range(20) for slope in (0.0, -0.05)]
     assert 0.09 < np.mean(values) < 0.125  # .1 x sqrt(1 + alpha / (2 - alpha)) = .106
