@@ -130,7 +130,7 @@ def build_trainer(
     make = STRATEGIES[choices.strategy.value]
     strategy = ranks.each(lambda: make(ranks, config.compute, choices.precision.value, choices.compile.value))
     chosen = config.predict.selection
-    selector = ranks.each(lambda: make_selector(chosen, planner.sizes, config.data.workers, ranks))
+    selector = ranks.each(lambda: make_selector(chosen, planner.documents, config.data.workers, ranks))
     objective = CausalLM(
         per_document=selector is not None,
         loss=choices.loss.value,

@@ -44,13 +44,14 @@ class EpochOrder:
     """Documents of one source cut into pieces of at most `longest` positions, in a new seeded order each epoch.
 
     Pieces rather than documents are shuffled: neighbouring steps would otherwise read the same few long documents.
-    `size` is the number of pieces; documents of a single token have none, as there is nothing to predict.
+    `size` is the number of pieces, `last` the pieces up to and including each document; documents of a single token have
+    none, as there is nothing to predict.
     """
 
     def __init__(self, source: int, lengths: np.ndarray, longest: int, seed: int):
         self.source, self.lengths, self.longest, self.seed = source, lengths, longest, seed
-        self._last = np.cumsum(-(-np.maximum(lengths - 1, 0) // longest))  # pieces up to and including each document
-        self.size = int(self._last[-1]) if len(lengths) else 0
+        self.last = np.cumsum(-(-np.maximum(lengths - 1, 0) // longest))
+        self.size = int(self.last[-1]) if len(lengths) else 0
         self.positions = int(np.maximum(lengths - 1, 0).sum())
         self._chunk: tuple[int, int] = (-1, -1)
         self._spans: list[Span] = []
@@ -69,11 +70,11 @@ class EpochOrder:
     def _read(self, epoch: int, first: int) -> list[Span]:
         places = np.arange(first, min(first + _CHUNK, self.size))
         pieces = permuted(places, self.size, [self.seed, 0, self.source, epoch])
-        docs = np.searchsorted(self._last, pieces, side="right")
+        docs = np.searchsorted(self.last, pieces, side="right")
         starts = (pieces - self._before(docs)) * self.longest
         stops = np.minimum(starts + self.longest, self.lengths[docs] - 1)
         return [Span(self.source, int(d), int(a), int(b)) for d, a, b in zip(docs, starts, stops, strict=True)]
 
     def _before(self, docs_N: np.ndarray) -> np.ndarray:
         """Pieces of earlier documents."""
-        return np.where(docs_N > 0, self._last[docs_N - 1], 0)
+        return np.where(docs_N > 0, self.last[docs_N - 1], 0)

@@ -75,9 +75,9 @@ class Planner:
         self.pending_len = 0
 
     @property
-    def sizes(self) -> list[int]:
-        """Pieces of each source."""
-        return [order.size for order in self.orders]
+    def documents(self) -> list[np.ndarray]:
+        """Of each source, the pieces up to and including each document."""
+        return [order.last for order in self.orders]
 
     def next(self) -> Plan:
         """Plan one step."""

@@ -153,7 +153,9 @@ def test_pieces_have_one_number_each_through_all_sources():
     lengths = [np.array([200, 1, 65, 66]), np.array([3, 130])]
     made = planner(lengths)
     every = [made.orders[i].span(0, place) for i in (0, 1) for place in range(made.orders[i].size)]
-    assert made.sizes == [4 + 1 + 2, 1 + 3] and sorted(made.pieces(every)) == list(range(11))
+    assert [last.tolist() for last in made.documents] == [[4, 4, 5, 7], [1, 4]] and sorted(made.pieces(every)) == list(
+        range(11)
+    )
     assert made.pieces([Span(0, 0, 128, 130), Span(1, 1, 70, 80), Span(0, 3, 0, 9)]).tolist() == [2, 9, 5]
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from scale.predict.packing import pack_array, unpack_array
-from scale.predict.selection.history import LossHistory
+from scale.predict.selection.history import LossHistory, Passages
 
-FEATURES = 8
+FEATURES = 10
 _FORGET = 0.99
 """Weight of earlier groups against the newest one: a memory of about a hundred groups."""
 _PRIOR = 1.0
@@ -32,16 +31,19 @@ class Foresight(Protocol):
 
 
 class Remembered:
-    """The remembered loss; what was never seen comes before all."""
+    """The remembered loss, of a piece that was not seen that of its passage; a passage that was never seen comes before
+    all."""
 
-    def __init__(self, sizes: Sequence[int], memory: float):
-        self.history = LossHistory(sizes, memory)
+    def __init__(self, passages: Passages, memory: float):
+        self.history = LossHistory(passages, memory)
 
     def learn(self, group: int, pieces_N: np.ndarray, losses_N: np.ndarray) -> None:
         self.history.update(group, pieces_N, losses_N)
 
     def scores(self, group: int, pieces_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         loss_N = self.history.loss_P[pieces_N].astype(np.float64)
+        around_N = self.history.loss_Q[self.history.passages.of(pieces_N)]
+        loss_N = np.where(np.isnan(loss_N), around_N, loss_N)
         return np.where(np.isnan(loss_N), np.inf, loss_N), np.zeros(len(pieces_N))
 
     def state_dict(self) -> dict[str, Any]:
@@ -55,13 +57,13 @@ class Foreseen:
     """Today's loss of a piece by ridge regression, learned online from every loss that is heard.
 
     Foreseen is the difference to the remembered loss (to the average of its source for unseen pieces) from: how hard the
-    piece is among others, how far the level of losses moved since it was seen (as a difference and in proportion), age,
-    trend and number of visits. The uncertainty is the standard deviation of forecasts: the variance of residuals (of
-    unseen, once seen, often seen pieces) times 1 + leverage. No random numbers.
+    piece and its passage are among others, how far the level of losses moved since it was seen (as a difference and in
+    proportion), age, trend and number of visits. The uncertainty is the standard deviation of forecasts: the variance of
+    residuals (of unseen, once seen, often seen pieces) times 1 + leverage. No random numbers.
     """
 
-    def __init__(self, sizes: Sequence[int], memory: float):
-        self.history = LossHistory(sizes, memory)
+    def __init__(self, passages: Passages, memory: float):
+        self.history = LossHistory(passages, memory)
         self.moments_FF = np.eye(FEATURES) * _PRIOR
         self.target_F = np.zeros(FEATURES)
         self.residuals_C2 = np.full((3, 2), [1.0, 1.0])  # sum of squares and count: by visits 0, 1, more
@@ -98,9 +100,11 @@ class Foreseen:
         history = self.history
         visits_N = history.visits_P[pieces_N].astype(np.float64)
         seen_N = visits_N > 0
-        source_N = history.source_S[history.source_of(pieces_N)]
+        source_N = history.source_S[history.passages.source_of(pieces_N)]
         source_N = np.where(np.isnan(source_N), history.level, source_N)
         loss_N, level_N = (array_P[pieces_N].astype(np.float64) for array_P in (history.loss_P, history.level_P))
+        passage_N = history.passages.of(pieces_N)
+        around_N = history.extra_Q[passage_N] * (1 - 1 / (1 + history.visits_Q[passage_N].astype(np.float64)))
         age_N = np.log1p(np.maximum(group - history.group_P[pieces_N], 0))
         of_seen = [
             np.ones(len(pieces_N)),
@@ -110,8 +114,11 @@ class Foreseen:
             age_N,
             history.trend * age_N,
             1 / (1 + visits_N),
+            around_N,
         ]
-        columns = [np.where(seen_N, column_N, 0.0) for column_N in of_seen] + [np.where(seen_N, 0.0, 1.0)]
+        of_unseen = [np.ones(len(pieces_N)), around_N]
+        columns = [np.where(seen_N, column_N, 0.0) for column_N in of_seen]
+        columns += [np.where(seen_N, 0.0, column_N) for column_N in of_unseen]
         return np.where(seen_N, loss_N, source_N), np.stack(columns, axis=1)
 
     def state_dict(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from scale.errors import ScaleError, UsageError
 from scale.parallel.ranks import Ranks
 from scale.predict.packing import pack_array, unpack_array
 from scale.predict.selection.foresight import Foreseen, Foresight, Remembered
+from scale.predict.selection.history import Passages
 
 FORESIGHTS: dict[str, type[Remembered] | type[Foreseen]] = {"history": Remembered, "world": Foreseen}
 
@@ -53,8 +54,7 @@ class _View:
 
 
 class LossSelector:
-    """Implements `scale.data.selection.Selector` by remembered or foreseen losses of the pieces of sources with `sizes`
-    pieces.
+    """Implements `scale.data.selection.Selector` by remembered or foreseen losses of the pieces of `passages`.
 
     Plans are made ahead of training, so there are two views of the same past: what the newest window knows, and what is
     saved, which stands where the last group drawn stands. Losses that a view must not know yet wait in `heard`. `lead`
@@ -68,12 +68,12 @@ class LossSelector:
     def __init__(
         self,
         config: SelectionConfig,
-        sizes: Sequence[int],
+        passages: Passages,
         lead: Callable[[np.ndarray], np.ndarray] = lambda values: values,
     ):
         self.keep, self.unbiased, self.share = config.keep, config.unbiased, config.probe
         make = FORESIGHTS[config.kind]
-        self.planning, self.saved = (_View(make(sizes, config.memory)) for _ in range(2))
+        self.planning, self.saved = (_View(make(passages, config.memory)) for _ in range(2))
         self.lead = lead
         self.heard: list[_Heard] = []
         self.probe: Probe | None = None
@@ -132,8 +132,11 @@ class LossSelector:
         self.probed = dict(state["probed"])
 
 
-def make_selector(config: SelectionConfig, sizes: Sequence[int], workers: int, ranks: Ranks) -> LossSelector | None:
-    """The selector of a run over sources of `sizes` pieces; None where selection is off. Raises UsageError."""
+def make_selector(
+    config: SelectionConfig, documents: Sequence[np.ndarray], workers: int, ranks: Ranks
+) -> LossSelector | None:
+    """The selector of a run, None where selection is off; `documents` are, by source, the pieces up to and including each
+    document. Raises UsageError."""
     if config.kind == "off":
         return None
     if config.probe and workers:
@@ -146,4 +149,4 @@ def make_selector(config: SelectionConfig, sizes: Sequence[int], workers: int, r
         mine = values_N if ranks.rank == 0 else np.zeros_like(values_N)
         return ranks.all_sum(torch.from_numpy(mine)).numpy()
 
-    return LossSelector(config, sizes, lead)
+    return LossSelector(config, Passages(documents), lead)

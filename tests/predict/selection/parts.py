@@ -10,6 +10,7 @@ from scale.data.planner import Planner
 from scale.data.rows import IGNORE, RowReader
 from scale.data.source import PackedSource
 from scale.parallel.ranks import Ranks
+from scale.predict.selection.history import Passages
 from scale.predict.selection.selector import make_selector
 from tests.data.test_rows import InMemory
 
@@ -17,11 +18,18 @@ RNG = np.random.default_rng(0)
 DOCUMENTS = [InMemory([RNG.integers(3, 100, n) for n in RNG.integers(2, 90, k)]) for k in (300, 40)]
 
 
+def alone(*sizes):
+    """Sources of so many documents of one piece each."""
+    return Passages([np.arange(1, size + 1) for size in sizes])
+
+
 def selecting(workers=0, ranks=None, lesson=lambda n: 16 if n < 21 else 32, prober=None, **config):
     """Source of two data sources with the selector of a config, at 256 tokens a step."""
     ranks = ranks or Ranks()
     planner = Planner([d.lengths for d in DOCUMENTS], [1.0, 0.5], 256, lesson, 32, seed=3)
-    planner.selector = make_selector(SelectionConfig(**({"kind": "history"} | config)), planner.sizes, workers, ranks)
+    planner.selector = make_selector(
+        SelectionConfig(**({"kind": "history"} | config)), planner.documents, workers, ranks
+    )
     if prober is not None:
         planner.selector.probe = prober
     return PackedSource(

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from scale.predict.selection.foresight import FEATURES, Foreseen, Remembered
+from scale.predict.selection.history import Passages
+from tests.predict.selection.parts import alone
 
 
 def world(group, pieces, rng):
@@ -13,7 +15,7 @@ def world(group, pieces, rng):
 
 def lived(groups=120, seed=0):
     rng = np.random.default_rng(seed)
-    foreseen, remembered, errors = Foreseen([150, 50], 0.7), Remembered([150, 50], 0.7), []
+    foreseen, remembered, errors = Foreseen(alone(150, 50), 0.7), Remembered(alone(150, 50), 0.7), []
     for group in range(groups):
         pieces = rng.choice(200, 24, replace=False)
         losses = world(group, pieces, rng)
@@ -26,9 +28,23 @@ def lived(groups=120, seed=0):
 
 
 def test_unseen_pieces_come_first_then_the_highest_remembered_loss():
-    made = Remembered([4], 0.7)
+    made = Remembered(alone(4), 0.7)
     made.learn(0, np.array([0, 2]), np.array([1.0, 3.0]))
     assert made.scores(5, np.arange(4))[0].tolist() == [1.0, np.inf, 3.0, np.inf]
+
+
+@pytest.mark.parametrize("make", [Remembered, Foreseen])
+def test_pieces_that_were_not_seen_are_known_by_their_neighbours(make):
+    """Eight documents of 16 pieces, each with a difficulty of its own; half of the pieces are heard of."""
+    rng, made = np.random.default_rng(3), make(Passages([np.arange(16, 129, 16)]), 0.7)
+    hard_D = rng.permutation(8)
+    for group in range(40):
+        pieces = rng.choice(np.flatnonzero(np.arange(128) % 2 == 0), 16, replace=False)
+        made.learn(group, pieces, 3 + hard_D[pieces // 16] + rng.normal(0, 0.5, 16))
+    unseen = np.flatnonzero(np.arange(128) % 2 == 1)
+    expected, _ = made.scores(40, unseen)
+    assert np.corrcoef(expected, hard_D[unseen // 16])[0, 1] > 0.95
+    assert np.abs(expected - 3 - hard_D[unseen // 16]).mean() < 0.6
 
 
 def test_the_regression_foresees_falling_losses_better_than_memory():
@@ -41,7 +57,7 @@ def test_the_regression_foresees_falling_losses_better_than_memory():
 def test_weights_are_those_of_ridge_regression_in_closed_form():
     """The last update alone, against least squares on rows scaled by the weight of their group."""
     rng = np.random.default_rng(1)
-    made, rows, targets = Foreseen([40], 0.7), [], []
+    made, rows, targets = Foreseen(alone(40), 0.7), [], []
     for group in range(30):
         pieces = rng.choice(40, 8, replace=False)
         losses = rng.exponential(2.0, 8)
@@ -61,13 +77,13 @@ def test_what_was_never_seen_is_less_certain():
 
 
 def test_before_anything_was_heard_all_are_alike():
-    expected, unsure = Foreseen([5], 0.7).scores(0, np.arange(5))
+    expected, unsure = Foreseen(alone(5), 0.7).scores(0, np.arange(5))
     assert expected.tolist() == [0.0] * 5 and len(set(unsure)) == 1
 
 
 def test_state_comes_back_bit_for_bit():
     made, _ = lived(50)
-    other = Foreseen([150, 50], 0.7)
+    other = Foreseen(alone(150, 50), 0.7)
     text = json.dumps(made.state_dict())
     other.load_state_dict(json.loads(text))
     pieces = np.arange(200)

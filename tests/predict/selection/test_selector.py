@@ -1,5 +1,6 @@
 import copy
 import json
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from scale.data.selection import LAG
 from scale.errors import ScaleError, UsageError
 from scale.parallel.ranks import Ranks
 from scale.predict.selection.selector import LossSelector, Probed, make_selector
-from tests.predict.selection.parts import same, selecting, step, steps
+from tests.predict.selection.parts import alone, same, selecting, step, steps
 
 KINDS = [
     {"kind": "history"},
@@ -28,7 +29,7 @@ def small_windows(monkeypatch):
 
 
 def selector(**config):
-    return LossSelector(SelectionConfig(**({"kind": "history", "keep": 0.5} | config)), [6])
+    return LossSelector(SelectionConfig(**({"kind": "history", "keep": 0.5} | config)), alone(6))
 
 
 def ask(made, group):
@@ -61,10 +62,15 @@ def test_what_waits_is_forgotten_once_every_view_knows_it():
     assert [one.group for one in made.heard] == list(range(200 - LAG, 200))
 
 
+def remember(memory, key, loss):
+    memory[key] = 0.7 * memory[key] + 0.3 * loss if key in memory else loss
+
+
 def test_the_control_keeps_unseen_documents_then_the_hardest():
     """Over the first epochs, against a plain simulation of the rule on the groups drawn."""
     source = selecting(lesson=lambda n: 32, keep=0.5)
-    chosen, remembered, waiting = [], {}, []
+    chosen, remembered, documents, waiting = [], {}, {}, []
+    of_piece = {}
     original = source.planner._chosen
 
     def watch(selector, candidates):
@@ -78,16 +84,23 @@ def test_the_control_keeps_unseen_documents_then_the_hardest():
     kept, taken, at, windows = [0, 0], [0, 0], 0, 0
     for number in range(120):
         step(source, number)
+    for _, candidates, _ in chosen:
+        of_piece |= dict(zip(source.planner.pieces(candidates).tolist(), [s[:2] for s in candidates], strict=True))
     for group, candidates, picked in chosen:
         while at < len(waiting) and waiting[at][0] <= group - LAG:
+            heard = defaultdict(list)
             for piece, loss in zip(*waiting[at][1:], strict=True):
-                remembered[piece] = 0.7 * remembered[piece] + 0.3 * loss if piece in remembered else loss
+                remember(remembered, piece, loss)
+                heard[of_piece[piece]].append(loss)
+            for document, values in heard.items():
+                remember(documents, document, sum(values) / len(values))
             at += 1
         expected = []
         for source_number in (0, 1):
             mine = [span for span in candidates if span.source == source_number]
             taken[source_number] += sum(span.length for span in mine)
-            worth = {s: remembered.get(int(source.planner.pieces([s])[0]), np.inf) for s in mine}
+            numbers = source.planner.pieces(mine).tolist()
+            worth = {s: remembered.get(n, documents.get(s[:2], np.inf)) for s, n in zip(mine, numbers, strict=True)}
             for span in sorted(mine, key=lambda s: -worth[s]):
                 if kept[source_number] < 0.5 * taken[source_number]:
                     kept[source_number] += span.length
