@@ -117,7 +117,7 @@ def test_nothing_kept_between_calls_is_ever_stale(lacking: int) -> None:
     """One encoder that keeps what it may, beside one that comes from its saved state before every step."""
     signals, encoder, look = Signals(2.5), FeatureEncoder(), None
     for facts in steps():
-        lr_factor = (1.0, 0.3, 0.3, 0.0, 1e-200, 0.7)[facts.step // 7 % 6]
+        lr_factor = (1.0, 0.3, 0.3, 1e-200, 0.0, 0.7)[facts.step // 7 % 6]
         facts = replace(facts, lr_factor=lr_factor, loss=1e7 if facts.step == 70 else facts.loss)
         if facts.step == 120:
             facts = replace(facts, grad_norm=math.nan)

@@ -1,11 +1,12 @@
-"""The rollout on a CPU, where a step of small members costs what its calls into torch cost: ten of them.
+"""The rollout on a CPU, where a step of small members costs what its calls into torch cost: eight of them.
 
 The action part of all steps is one product before the loop, the heads of all steps are one after it. Within a step
-all gates are one product over the state [z, h]: the new gate has two blocks of columns, because the reset gate scales
-only its hidden part. Those columns are doubled, and the new gate is tanh(x) = 2 sigmoid(2x) - 1: torch.tanh hands
-even a few hundred numbers to several threads, which costs more than the rest of the step. `min_std * eps` is added to
-the prior's bias beforehand. Every result is written into its place in buffers made once, so that no step allocates,
-slices or concatenates.
+all gates are one product over the state, whose new gate has two blocks of columns, because the reset gate scales only
+its hidden part. Instead of h the loop keeps s = (h + 1) / 2: as tanh(x) = 2 sigmoid(2x) - 1, the GRU is then
+s' = (1 - u) sigmoid(2x) + u s, and what s changes in products goes into weights and biases beforehand (`_halved`).
+torch.tanh would hand even a few hundred numbers to several threads, which costs more than the rest of the step.
+`min_std * eps` is added to the prior's bias. Every result is written into its place in buffers made once, so that no
+step allocates, slices, copies or concatenates; methods that work in place cost less than functions with `out=`.
 """
 
 from __future__ import annotations
@@ -26,54 +27,54 @@ def rollout_cpu(
     """See `scale_kernels.rssm.rollout`. fp32 or fp64; nothing is checked here."""
     T, E, P, Z = eps_TEPZ.shape
     H = weights.hidden
-    w_EXG, gates_TEPG = _gate_product(weights), _gate_bias(weights, actions, P)
-    w_prior_EHQ = weights.prior_weight.mT.contiguous()
-    prior_TEPQ = weights.prior_bias[:, None].expand(T, E, P, 2 * Z).contiguous()
+    w_EXG, gates_TEPG = _gates(weights, actions, P)
+    w_prior_EHQ, prior_bias_EQ = _halved(weights.prior_weight.mT, weights.prior_bias)
+    prior_TEPQ = prior_bias_EQ[:, None].expand(T, E, P, 2 * Z).contiguous()
     prior_TEPQ[..., :Z] += weights.min_std * eps_TEPZ
     states_TEPX = h0_EPH.new_empty(T + 1, E, P, Z + H)
-    states_TEPX[0, ..., :Z], states_TEPX[0, ..., Z:] = z0_EPZ, h0_EPH
-    states, latents, hiddens = states_TEPX.unbind(), states_TEPX[..., :Z].unbind(), states_TEPX[..., Z:].unbind()
-    gates_EPG, prior_EPQ = h0_EPH.new_empty(E, P, 4 * H), h0_EPH.new_empty(E, P, 2 * Z)
+    states_TEPX[0, ..., :Z], states_TEPX[0, ..., Z:] = z0_EPZ, (h0_EPH + 1) / 2
+    states, latents, halves = states_TEPX.unbind(), states_TEPX[..., :Z].unbind(), states_TEPX[..., Z:].unbind()
+    gates_EPG, prior_EPQ, std = h0_EPH.new_empty(E, P, 4 * H), h0_EPH.new_empty(E, P, 2 * Z), torch.empty_like(z0_EPZ)
     both = gates_EPG[..., : 2 * H]
     reset, update, new, new_hidden = gates_EPG.chunk(4, -1)
     mean, raw = prior_EPQ.chunk(2, -1)
-    minus_one = h0_EPH.new_full((), -1.0)
-    std, h_EPH = torch.empty_like(z0_EPZ), torch.empty_like(h0_EPH)
     given = zip(gates_TEPG.unbind(), prior_TEPQ.unbind(), eps_TEPZ.unbind(), strict=True)
     for t, (gate_bias, prior_bias, eps) in enumerate(given):
         torch.baddbmm(gate_bias, states[t], w_EXG, out=gates_EPG)
-        torch.sigmoid(both, out=both)
-        torch.addcmul(new, reset, new_hidden, out=new)  # twice the new gate's input
-        torch.sigmoid(new, out=new)
-        torch.add(minus_one, new, alpha=2, out=new)
-        torch.lerp(new, hiddens[t], update, out=h_EPH)
-        hiddens[t + 1].copy_(h_EPH)
-        torch.baddbmm(prior_bias, h_EPH, w_prior_EHQ, out=prior_EPQ)
+        both.sigmoid_()
+        new.addcmul_(reset, new_hidden).sigmoid_()  # of twice the new gate's input
+        torch.lerp(new, halves[t], update, out=halves[t + 1])
+        torch.baddbmm(prior_bias, halves[t + 1], w_prior_EHQ, out=prior_EPQ)
         _softplus(raw, 1, 20, out=std)
         torch.addcmul(mean, std, eps, out=latents[t + 1])
-    return _heads(weights, states_TEPX[1:]), hiddens[T].clone(), latents[T].clone()
+    states_TEPX[..., Z:].mul_(2).sub_(1)
+    return _heads(weights, states_TEPX[1:]), halves[T].clone(), latents[T].clone()
 
 
-def _gate_product(weights: RssmWeights) -> Tensor:
-    """Columns reset, update, new from the input, new from the hidden state, the last two doubled. (E, Z + H, 4H)."""
+def _halved(w_EHN: Tensor, bias_EN: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights over s and biases that give what `w` and `bias` give over h = 2 s - 1."""
+    return (2 * w_EHN).contiguous(), bias_EN - w_EHN.sum(1)
+
+
+def _gates(weights: RssmWeights, actions: Tensor, P: int) -> tuple[Tensor, Tensor]:
+    """Weights (E, Z + H, 4H) over [z, s] and what actions and biases add in every step (T, E, P, 4H).
+
+    Columns are reset, update, new from the input, new from the hidden state, the last two doubled.
+    """
     Z, H = weights.latent, weights.hidden
     w_EXG = weights.w_hh.new_zeros(weights.members, Z + H, 4 * H)
+    w_hh_EHG, shift_EG = _halved(weights.w_hh.mT, torch.zeros_like(weights.b_hh))
     w_EXG[:, :Z, : 3 * H] = weights.w_ih[:, :, :Z].mT
-    w_EXG[:, Z:, : 2 * H] = weights.w_hh[:, : 2 * H].mT
-    w_EXG[:, Z:, 3 * H :] = weights.w_hh[:, 2 * H :].mT
+    w_EXG[:, Z:, : 2 * H] = w_hh_EHG[..., : 2 * H]
+    w_EXG[:, Z:, 3 * H :] = w_hh_EHG[..., 2 * H :]
     w_EXG[..., 2 * H :] *= 2
-    return w_EXG
-
-
-def _gate_bias(weights: RssmWeights, actions: Tensor, P: int) -> Tensor:
-    """The same columns for every step: actions and biases, (T, E, P, 4H)."""
-    H = weights.hidden
     known = action_gates(weights, actions)
     gates_TEPG = known.new_empty(known.shape[0], weights.members, P, 4 * H)
     gates_TEPG[..., : 3 * H] = known
-    gates_TEPG[..., 3 * H :] = weights.b_hh[:, None, 2 * H :]
+    gates_TEPG[..., : 2 * H] += shift_EG[:, None, : 2 * H]
+    gates_TEPG[..., 3 * H :] = (weights.b_hh + shift_EG)[:, None, 2 * H :]
     gates_TEPG[..., 2 * H :] *= 2
-    return gates_TEPG
+    return w_EXG, gates_TEPG
 
 
 def _heads(weights: RssmWeights, states_TEPX: Tensor) -> Tensor:
