@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scale_kernels.rssm.weights import RssmWeights, action_gates
+from scale_kernels.rssm.weights import RssmWeights
 
 _softplus: Any = torch._C._nn.softplus  # torch.nn.functional.softplus without `out=` allocates
 
@@ -61,20 +61,21 @@ def _gates(weights: RssmWeights, actions: Tensor, P: int) -> tuple[Tensor, Tenso
 
     Columns are reset, update, new from the input, new from the hidden state, the last two doubled.
     """
-    Z, H = weights.latent, weights.hidden
-    w_EXG = weights.w_hh.new_zeros(weights.members, Z + H, 4 * H)
-    w_hh_EHG, shift_EG = _halved(weights.w_hh.mT, torch.zeros_like(weights.b_hh))
-    w_EXG[:, :Z, : 3 * H] = weights.w_ih[:, :, :Z].mT
-    w_EXG[:, Z:, : 2 * H] = w_hh_EHG[..., : 2 * H]
-    w_EXG[:, Z:, 3 * H :] = w_hh_EHG[..., 2 * H :]
-    w_EXG[..., 2 * H :] *= 2
-    known = action_gates(weights, actions)
-    gates_TEPG = known.new_empty(known.shape[0], weights.members, P, 4 * H)
-    gates_TEPG[..., : 3 * H] = known
-    gates_TEPG[..., : 2 * H] += shift_EG[:, None, : 2 * H]
-    gates_TEPG[..., 3 * H :] = (weights.b_hh + shift_EG)[:, None, 2 * H :]
-    gates_TEPG[..., 2 * H :] *= 2
-    return w_EXG, gates_TEPG
+    E, H, Z, A, T = weights.members, weights.hidden, weights.latent, weights.actions, len(actions)
+    w_EKG, bias_EG = weights.w_hh.new_zeros(E, Z + H + A, 4 * H), weights.w_hh.new_empty(E, 4 * H)
+    w_hh_EHG, b_hh_EG = _halved(weights.w_hh.mT, weights.b_hh)
+    w_EKG[:, :Z, : 3 * H], w_EKG[:, Z + H :, : 3 * H] = weights.w_ih.mT.split((Z, A), 1)
+    bias_EG[:, : 3 * H] = weights.b_ih
+    for ours, theirs in ((slice(2 * H), slice(2 * H)), (slice(3 * H, None), slice(2 * H, None))):
+        w_EKG[:, Z : Z + H, ours] = w_hh_EHG[..., theirs]
+    bias_EG[:, : 2 * H] += b_hh_EG[:, : 2 * H]
+    bias_EG[:, 3 * H :] = b_hh_EG[:, 2 * H :]
+    w_EKG[..., 2 * H :] *= 2
+    bias_EG[:, 2 * H :] *= 2
+    shared = actions.ndim == 2
+    known_ENA = actions.expand(E, T, A) if shared else actions.transpose(0, 1).reshape(E, T * P, A)
+    gates_ENG = torch.baddbmm(bias_EG[:, None], known_ENA, w_EKG[:, Z + H :])
+    return w_EKG[:, : Z + H], gates_ENG.view(E, T, -1, 4 * H).transpose(0, 1).expand(T, E, P, 4 * H)
 
 
 def _heads(weights: RssmWeights, states_TEPX: Tensor) -> Tensor:
