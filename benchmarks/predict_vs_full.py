@@ -47,15 +47,21 @@ Z = 1.645 + 0.842
 def providers(task: Task, seeds: list[int], kept: Kept) -> dict[str, list[Outcome]]:
     """Outcomes of everything that is compared, by seed."""
     full = Job(task.name, "full", 0, task.steps, task.lr)
-    jumping = at(full, kind="predict", predict=predictor(task))
+    steps = task.shorter or task.steps
+    jumping = at(full, kind="predict", steps=steps, selection=task.selection, predict=predictor(task))
 
     def over_seeds(job: Job) -> list[Outcome]:
         return [kept.outcome(TASKS, at(job, seed=seed)) for seed in seeds]
 
     found = {"full": over_seeds(full), "predict": over_seeds(jumping)}
     found["predict, half coefficients"] = over_seeds(
-        at(full, kind="predict", predict=predictor(task, coefficients="fixed", fixed=0.5))
+        at(jumping, predict=predictor(task, coefficients="fixed", fixed=0.5))
     )
+    found["predict, shuffled features"] = over_seeds(at(jumping, kind="shuffled"))
+    if task.selection != "off":
+        found["prediction alone"] = over_seeds(at(jumping, selection="off"))
+        for name in ("world", "history"):
+            found[f"selection by {name} alone"] = over_seeds(at(jumping, kind="selection", selection=name, predict={}))
     passes = round(statistics.median(outcome.backward for outcome in found["predict"]))
     short = at(full, steps=passes)
     found["shorter, same lr"] = over_seeds(short)
@@ -64,9 +70,6 @@ def providers(task: Task, seeds: list[int], kept: Kept) -> dict[str, list[Outcom
     found["full, tuned lr"] = over_seeds(at(full, lr=best_lr(task, full, kept)))
     for name in CONTROLS:
         found[f"shorter, {name}"] = over_seeds(at(tuned, kind=name))
-    if task.regime == "text":
-        chosen = at(full, kind="selection", selection="history")
-        found["selection by history"] = over_seeds(at(chosen, steps=task.steps))
     return found
 
 

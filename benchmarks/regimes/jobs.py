@@ -21,7 +21,7 @@ CONTROLS: dict[str, Callable[..., Any]] = {
 
 @dataclass(frozen=True)
 class Job:
-    """One run, described by plain values. `kind`: full, predict or the name of a control."""
+    """One run, described by plain values. `kind`: full, predict, shuffled (its features), selection or a control's name."""
 
     task: str
     kind: str
@@ -51,7 +51,7 @@ class Kept:
         """Run the job, unless that was done before."""
         if job.key not in self.found:
             settings = Settings(job.seed, job.steps, job.lr, job.selection)
-            around = predictive(job.predict) if job.predict else CONTROLS.get(job.kind)
+            around = predictive(job.predict, job.kind == "shuffled") if job.predict else CONTROLS.get(job.kind)
             found = run(tasks[job.task], settings, around)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as handle:

@@ -11,9 +11,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.regimes.start import Maker, Settings, smooth_trainer, text_trainer
+import numpy as np
+
+from benchmarks.regimes.start import RARELY, Maker, Settings, smooth_trainer, text_trainer
 from scale.config.predict import PredictConfig
 from scale.monitor.records import read_rows
+from scale.predict.features import Coming, FeatureEncoder
+from scale.predict.moments import GroupStats
+from scale.predict.signals import Signals
 from scale.predict.stepper import PredictiveStepper
 from scale.protocols import Stepper
 from scale.train.step import BackwardStepper
@@ -35,6 +40,9 @@ class Task:
     predict: Mapping[str, Any]
     goal: float
     """Share of backward passes to be saved."""
+    shorter: int | None = None
+    """Steps of the predictive run's own schedule, where selection lets it be shorter than the full run's."""
+    selection: str = "off"
     margin: float = 0.001
     """Relative change of the held-out loss that counts as not worse."""
 
@@ -105,10 +113,28 @@ def predictor(task: Task, **changes: Any) -> dict[str, Any]:
     return {"enabled": True} | config | changes | {"guard": guard}
 
 
-def predictive(config: Mapping[str, Any]) -> Around:
+class Shuffled(FeatureEncoder):
+    """The features of each step in an order of their own: whatever the world model could read from them is gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rng = np.random.default_rng(0)
+
+    def features(self, signals: Signals, coming: Coming, stats: GroupStats | None) -> list[float]:
+        return [float(x) for x in self.rng.permutation(super().features(signals, coming, stats))]
+
+
+def predictive(config: Mapping[str, Any], shuffled: bool = False) -> Around:
     """The predictive stepper of a config."""
     checked = PredictConfig.model_validate(dict(config))
-    return lambda full: PredictiveStepper(full, checked)
+
+    def around(full: BackwardStepper) -> PredictiveStepper:
+        stepper = PredictiveStepper(full, checked)
+        if shuffled:
+            stepper.brain.encoder = Shuffled()
+        return stepper
+
+    return around
 
 
 def as_row(outcome: Outcome) -> dict[str, Any]:
@@ -136,10 +162,11 @@ PATIENT = {
     "guard": {"correction_interval": 4, "growth": 2, "relax": 2, "drift": 1.0, "credit": 1.0},
 }
 """The same for noisy problems, where the first jumps must wait until the fast directions have settled."""
-DEFAULT = {"preset": "balanced"}
-"""What a user gets without a word."""
+DEFAULT = {"preset": "balanced"} | RARELY
+"""What a user gets without a word, but for `RARELY`."""
 
 NET_LRS = (3e-4, 1e-3, 3e-3, 1e-2)
+TEXT_LRS = (1.5e-3, 3e-3, 6e-3)
 
 TASKS = {
     task.name: task
@@ -147,8 +174,8 @@ TASKS = {
         Task("linear", "smooth", smooth_trainer("linear", None), 1000, 0.003, (0.003, 0.01, 0.03, 0.1, 0.3), EAGER, 0.78),
         Task("network", "smooth", smooth_trainer("network", 100), 600, 3e-4, NET_LRS, EAGER | {"horizons": [9]}, 0.78),
         Task("cnn", "smooth", smooth_trainer("cnn", 100), 600, 3e-4, NET_LRS, EAGER | {"horizons": [13]}, 0.78),
-        Task("text, tuned lr", "text", text_trainer(), 400, 3e-3, (1.5e-3, 3e-3, 6e-3), DEFAULT, 0.15),
-        Task("text, lr 5x too small", "text", text_trainer(), 400, 6e-4, (6e-4, 1.5e-3, 3e-3, 6e-3), PATIENT, 0.4),
+        Task("text, tuned lr", "text", text_trainer(), 1200, 3e-3, TEXT_LRS, DEFAULT, 0.15, 1000, "world"),
+        Task("text, lr 5x too small", "text", text_trainer(), 1200, 6e-4, (6e-4, *TEXT_LRS), PATIENT | RARELY, 0.4),
         Task("LoRA, recipe lr", "lora", text_trainer(lora=True), 200, 2e-4, (2e-4, 1e-3, 3e-3, 1e-2), PATIENT, 0.6),
         Task("LoRA, tuned lr", "lora", text_trainer(lora=True), 200, 3e-3, (1e-3, 3e-3, 1e-2), DEFAULT, 0.6),
     )
