@@ -17,6 +17,9 @@ Five members, latent 32, 7 actions, 15 outputs, fp32, heads included. A measurem
     cudnn_lstm      GPU: nn.LSTM, the same
 
 First every provider must give the float64 reference's numbers at every shape; otherwise no speed is reported.
+
+On a CPU also what the model's inputs cost, in microseconds per call, `--looks` steps between two looks at the weights:
+metric `features` (the 64 features) and `signals` (the statistics behind them); `reference` is plain numpy (rssm_features.py).
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ if __package__ in (None, ""):  # run by path: make the folder above importable
 from scale_kernels.rssm.reference import rollout_reference
 
 from benchmarks.common import RESULTS, Row, line_plot, print_table, summarise, this_machine, write_csv
+from benchmarks.rssm_features import cost, same_bits
 from benchmarks.rssm_providers import KNOWN_INPUTS, ON_CPU, ON_GPU, Ready, known_inputs
 from benchmarks.rssm_work import Case, Given, converted, differences, make
 from scale.errors import ScaleError
@@ -56,6 +60,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", nargs="+", type=int, help="CPU threads (default: 1, and all)")
     parser.add_argument("--rounds", type=int, default=30, help="measurements of each provider (default: %(default)s)")
     parser.add_argument("--providers", nargs="+", choices=[*ON_GPU, *KNOWN_INPUTS], help="besides reference")
+    parser.add_argument("--looks", nargs="+", type=int, default=[1, 5], help="CPU: features with a look every so many")
     parser.add_argument("--out", type=Path, default=RESULTS / "rssm_kernel.csv", metavar="CSV")
     parser.add_argument("--plot", action="store_true", help="also a PNG beside the CSV")
     args = parser.parse_args(arguments)
@@ -145,12 +150,17 @@ def main(arguments: list[str] | None = None) -> int:
         for paths in args.paths
     ]
     rows: list[Row] = []
+    looks = [] if torch.cuda.is_available() else args.looks
     try:
+        for every in looks:
+            same_bits(every)
         prepared = [prepare(case, args.providers) for case in cases]
     except ScaleError as error:
         print(f"rssm_kernel: error: {error}", file=sys.stderr)
         return error.exit_code
     print(f"{', '.join(args.providers)}: the float64 reference's numbers at {len(cases)} shapes")
+    for every in looks:
+        rows += cost(every, args.rounds)
     for threads in args.threads:
         torch.set_num_threads(threads)
         for case, ready in zip(cases, prepared, strict=True):
@@ -164,10 +174,12 @@ def main(arguments: list[str] | None = None) -> int:
 def report(args: argparse.Namespace, rows: list[Row]) -> None:
     machine = this_machine()
     write_csv(args.out, rows, machine)
-    for config in dict.fromkeys(row.config for row in rows):
-        print_table([row for row in rows if row.config == config], f"us/step by paths; {config}; {machine.device}")
+    for metric, config in dict.fromkeys((row.metric, row.config) for row in rows):
+        shown = [row for row in rows if (row.metric, row.config) == (metric, config)]
+        what = "us/step by paths" if metric == "step" else f"{metric}, us/call"
+        print_table(shown, f"{what}; {config}; {machine.device}")
     if args.plot:
-        shown = [row for row in rows if f"threads {args.threads[0]}" in row.config]
+        shown = [row for row in rows if row.metric == "step" and f"threads {args.threads[0]}" in row.config]
         named = [replace(row, provider=f"{row.provider}, {row.config.split(';')[0]}") for row in shown]
         line_plot(args.out.with_suffix(".png"), named, f"RSSM rollout on {machine.device}", "paths per member")
     print(f"written to {args.out}")
