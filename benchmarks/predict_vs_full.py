@@ -10,11 +10,13 @@ steps it is credited with are counted without a pass. Its checking forwards are 
 
 Controls get as many backward passes as the predictive run used (median of the seeds), with full decay at that shorter
 horizon: the same learning rate; the learning rate that is best there, chosen on a seed that is not scored; and the same
-with the mean of the last weights, with outer Nesterov and with EMA-Nesterov. `best control` is the lowest of these.
+with the mean of the last weights, with outer Nesterov and with EMA-Nesterov. `best control` is the lowest of these. Where
+selection lets the predictive run have a shorter schedule of its own, the same controls also get all the steps: `best at all
+steps` is what has to be reached with fewer.
 
 The number of seeds follows from the spread of paired differences in the first three: enough to show, at 5% and with 80%
-power, that the loss is not worse by more than the margin. `active` is the share of the run that was predicted: 0 means
-that the stepper chose to do nothing.
+power, that the loss is not worse by more than the margin. `active` is the share of steps that were predicted or made on
+chosen documents: 0 means that the stepper chose to do nothing.
 """
 
 from __future__ import annotations
@@ -67,9 +69,12 @@ def providers(task: Task, seeds: list[int], kept: Kept) -> dict[str, list[Outcom
     found["shorter, same lr"] = over_seeds(short)
     tuned = at(short, lr=best_lr(task, short, kept))
     found["shorter, tuned lr"] = over_seeds(tuned)
-    found["full, tuned lr"] = over_seeds(at(full, lr=best_lr(task, full, kept)))
+    whole = at(full, lr=best_lr(task, full, kept))
+    found["full, tuned lr"] = over_seeds(whole)
     for name in CONTROLS:
         found[f"shorter, {name}"] = over_seeds(at(tuned, kind=name))
+        if task.shorter:
+            found[f"full, {name}"] = over_seeds(at(whole, kind=name))
     return found
 
 
@@ -100,8 +105,10 @@ def verdict(task: Task, found: dict[str, list[Outcome]]) -> dict[str, Any]:
     def saved(of: str) -> float:
         return statistics.median(1 - getattr(b, of) / getattr(a, of) for a, b in zip(full, jumping, strict=True))
 
-    shorter = [name for name in found if name.startswith("shorter")]
-    best = min(shorter, key=lambda name: statistics.median(change(name)))
+    def best_of(kind: str) -> str:
+        return min((n for n in found if n.startswith(kind)), key=lambda name: statistics.median(change(name)))
+
+    best, best_full = best_of("shorter"), best_of("full")
     changes = change("predict")
     error = statistics.stdev(changes) / math.sqrt(len(changes)) if len(changes) > 1 else math.nan
     return {
@@ -116,6 +123,8 @@ def verdict(task: Task, found: dict[str, list[Outcome]]) -> dict[str, Any]:
         "upper": statistics.mean(changes) + 1.645 * error,
         "best": best,
         "control": statistics.median(change(best)),
+        "best_full": best_full,
+        "control_full": statistics.median(change(best_full)),
         "goal": task.goal,
     }
 
@@ -132,6 +141,7 @@ def show(rows: list[dict[str, Any]], console: Console) -> None:
         "active",
         "loss (upper 95%)",
         "best control",
+        "best at all steps",
     ):
         table.add_column(name, overflow="fold")
     for row in rows:
@@ -145,6 +155,7 @@ def show(rows: list[dict[str, Any]], console: Console) -> None:
             f"{row['active']:.0%}",
             f"{row['change']:+.2%} ({row['upper']:+.2%})",
             f"{row['best']}: {row['control']:+.2%}",
+            f"{row['best_full']}: {row['control_full']:+.2%}",
         )
     console.print(table)
 

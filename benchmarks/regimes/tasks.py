@@ -50,7 +50,7 @@ class Task:
 @dataclass(frozen=True)
 class Outcome:
     """How a run ended. Passes in optimizer steps' worth of batches; `seconds` of training and evaluation; `active`: share
-    of steps that were predicted; `curve`: (step, held-out loss)."""
+    of steps that were predicted or made on chosen documents; `curve`: (step, held-out loss)."""
 
     loss: float
     backward: int
@@ -90,11 +90,16 @@ def outcome_of(folder: Path, seconds: float) -> Outcome:
         backward=last["backward_passes"] // steps_passes,
         forward=last["forward_passes"] // steps_passes,
         seconds=seconds,
-        active=sum(row["was_predicted"] for row in rows) / last["step"],
+        active=sum(row["was_predicted"] or chosen(row) for row in rows) / last["step"],
         curve=[[row["step"], row["val_loss"]] for row in rows if row["val_loss"] is not None],
         ledger=last["ledger"],
         drift=drift_of(rows),
     )
+
+
+def chosen(row: Mapping[str, Any]) -> bool:
+    """By the time of this row, selection had left documents out."""
+    return bool(row["ledger"] and row["ledger"]["tokens_skipped"])
 
 
 def drift_of(rows: Sequence[Mapping[str, Any]]) -> float | None:
