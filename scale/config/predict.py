@@ -64,7 +64,14 @@ class SelectionConfig(Strict):
     kind: Literal["off", "history", "world"] = "off"
     """history: the highest remembered loss first, unseen documents before all. world: as the world model foresees it."""
     keep: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Share of the candidates that is trained on."""
+    """Share of the candidates that is trained on. With control = bandit: one of the shares to choose from."""
+    control: Literal["fixed", "bandit"] = "fixed"
+    """fixed: `keep` throughout. bandit: all documents at first; then keep, shares or all of them, whichever lowers the check
+    loss fastest, tried in episodes between episodes on all."""
+    shares: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(max_length=4)] = ()
+    """Further shares for the bandit to choose from."""
+    episode: Annotated[Count, Field(ge=4)] = 48
+    """Full steps by which the bandit judges a share; they begin when the first window of that share is reached."""
     unbiased: bool = False
     """Draw in proportion to the score and weight losses by the inverse probability, instead of taking the best."""
     memory: Annotated[float, Field(ge=0, lt=1)] = 0.7
@@ -78,7 +85,23 @@ class SelectionConfig(Strict):
             raise ValueError(
                 f"selection.probe = {self.probe}: only selection.kind = 'world' knows what it is unsure of"
             )
+        if self.shares and self.control != "bandit":
+            raise ValueError(f"selection.shares = {list(self.shares)}: needs selection.control = 'bandit'")
+        if self.control == "bandit" and (self.kind == "off" or self.keep == 1):
+            raise ValueError(
+                f"selection.control = 'bandit': needs selection.kind = 'history' or 'world' (it is {self.kind!r}) and "
+                f"selection.keep below 1 (it is {self.keep:g})"
+            )
+        if len(set(self.arms)) < len(self.arms):
+            raise ValueError(
+                f"selection.keep = {self.keep:g}, selection.shares = {list(self.shares)}: name each share once"
+            )
         return self
+
+    @property
+    def arms(self) -> tuple[float, ...]:
+        """What the bandit chooses from, beside all documents."""
+        return (self.keep, *self.shares)
 
 
 class PredictConfig(Strict):
@@ -153,4 +176,6 @@ class PredictConfig(Strict):
             raise ValueError(
                 f"selection.kind = {self.selection.kind!r}: needs enabled = true (mode = 'observe': no jumps)"
             )
+        if self.selection.control == "bandit" and self.mode != "auto":
+            raise ValueError(f"selection.control = 'bandit': needs mode = 'auto' (it is {self.mode!r})")
         return self

@@ -14,7 +14,7 @@ import numpy as np
 
 from scale.data.order import EpochOrder
 from scale.data.packing import Row, Span, best_fit, concat, rejoin
-from scale.data.selection import Selector, best, inclusion, pack_weighted, rejoin_weighted, systematic
+from scale.data.selection import Budget, Selector, best, inclusion, pack_weighted, rejoin_weighted, systematic
 from scale.errors import UsageError
 
 WINDOW_ROWS = 256
@@ -42,7 +42,8 @@ class Planner:
     seeded order. Raises UsageError for a source in which no document has two tokens.
 
     A `selector` looks at 1 / keep times as many pieces and leaves those out that teach least: in each source the same
-    share, so that the mix stays. Pieces left out come again in the next epoch.
+    share, so that the mix stays. Pieces left out come again in the next epoch. Where it chooses another share, that holds
+    for windows opened from then on: `served` is the share of the last plan, None while rows of several are about.
     """
 
     def __init__(
@@ -70,6 +71,9 @@ class Planner:
         self.drawn = [0] * len(lengths)  # positions handed out
         self.kept = [0] * len(lengths)  # positions that the selector chose
         self.passed_over = [0] * len(lengths)  # pieces that it did not
+        self.budget = Budget(len(lengths))
+        self.served: float | None = None
+        self.older = 0  # rows of pending that were planned under another share than the last ones
         self.pending: list[Row] = []
         self.pending_weights: list[list[float]] = []  # of the spans of pending; none unless selection is unbiased
         self.pending_len = 0
@@ -94,6 +98,8 @@ class Planner:
             opened, opened_weights = self._window(*carried, seq_len)
             self.pending, self.pending_weights = self.pending + opened, self.pending_weights + opened_weights
             carried = ([], [])
+        self.served = None if self.older else self.budget.keep
+        self.older = max(0, self.older - wanted)
         rows, self.pending = self.pending[:wanted], self.pending[wanted:]
         weights, self.pending_weights = self.pending_weights[:wanted], self.pending_weights[wanted:]
         before = sum(self.drawn)
@@ -122,6 +128,10 @@ class Planner:
 
     def _window(self, carried: list[Span], weights: list[float], seq_len: int) -> tuple[list[Row], list[list[float]]]:
         wanted = max(self.tokens_per_step, WINDOW_ROWS * seq_len)
+        keep = 1.0 if self.selector is None else self.selector.keep(self.groups)
+        if keep != self.budget.keep:
+            self.budget.change(keep, self.taken)
+            self.older = len(self.pending)
         candidates = self._candidates(wanted - sum(s.length for s in carried), wanted, bool(carried))
         rng = np.random.default_rng([self.seed, 1, self.windows])
         self.windows += 1
@@ -138,7 +148,7 @@ class Planner:
 
     def _candidates(self, room: int, wanted: int, carried: bool) -> list[Span]:
         """The next pieces, which fill the `room` left in a window of `wanted` positions once a selector has chosen."""
-        keep = 1.0 if self.selector is None else self.selector.keep
+        keep = self.budget.keep
         spans: list[Span] = []
         positions = 0
         while positions < room / keep:
@@ -156,23 +166,26 @@ class Planner:
     def _chosen(self, selector: Selector, candidates: list[Span]) -> tuple[list[Span], list[float]]:
         """The pieces worth training on, of each source its share, and the weight of each in the loss.
 
-        The best are taken up to the share of all that was ever looked at, so that what one window takes too much the next
-        one takes less. A weight is share / probability: the sum of weighted losses then has the mean of a sum over the
-        share of pieces drawn blindly.
+        The best are taken up to the budget. A weight is share / probability: the sum of weighted losses then has the mean of
+        a sum over the share of pieces drawn blindly.
         """
+        keep = self.budget.keep
         source_N = np.array([span.source for span in candidates], dtype=np.int64)
         length_N = np.array([span.length for span in candidates], dtype=np.int64)
         weight_N = np.zeros(len(candidates))
-        score_N = selector.scores(self.groups, candidates, self.pieces(candidates))
+        score_N = np.zeros(len(candidates))
+        if keep < 1:
+            score_N = selector.scores(self.groups, candidates, self.pieces(candidates))
         rng = np.random.default_rng([self.seed, 2, self.windows])
         for source in np.unique(source_N).tolist():
             mine = np.flatnonzero(source_N == source)
             if selector.unbiased:
-                chance = inclusion(score_N[mine], length_N[mine], selector.keep)
+                chance = inclusion(score_N[mine], length_N[mine], keep)
                 picked = systematic(chance, rng.random())
-                weight_N[mine[picked]] = selector.keep / chance[picked]
+                weight_N[mine[picked]] = keep / chance[picked]
             else:
-                picked = best(score_N[mine], length_N[mine], selector.keep * self.taken[source] - self.kept[source])
+                room = self.budget.allowed(source, self.taken[source]) - self.kept[source]
+                picked = best(score_N[mine], length_N[mine], room)
                 weight_N[mine[picked]] = 1.0
             self.kept[source] += int(length_N[mine[picked]].sum())
             self.passed_over[source] += len(mine) - len(picked)
@@ -208,7 +221,14 @@ class Planner:
 
     def snapshot(self) -> dict[str, Any]:
         """State now, cheap: lists that later calls replace but never change are shared."""
-        selected = {"kept": list(self.kept), "passed_over": list(self.passed_over), "weights": self.pending_weights}
+        selected = {
+            "kept": list(self.kept),
+            "passed_over": list(self.passed_over),
+            "weights": self.pending_weights,
+            "budget": self.budget.state_dict(),
+            "served": self.served,
+            "older": self.older,
+        }
         return {
             "groups": self.groups,
             "windows": self.windows,
@@ -231,3 +251,5 @@ class Planner:
         if self.selector is not None:
             self.kept, self.passed_over = list(state["kept"]), list(state["passed_over"])
             self.pending_weights = state["weights"]
+            self.budget.load_state_dict(state["budget"])
+            self.served, self.older = state["served"], state["older"]

@@ -21,15 +21,20 @@ FLOOR = 0.2
 
 
 class Selector(Protocol):
-    """Foresees what pieces are worth. `keep` is the share of the candidates (in positions) that is trained on.
+    """Foresees what pieces are worth.
 
-    Windows come in the order of their groups. What it answers is a function of (losses heard by group - LAG, arguments).
+    Windows come in the order of their groups. What it answers is a function of (what was heard and decided by group - LAG,
+    arguments).
     """
 
-    keep: float
     probed: dict[str, int]
     """documents, tokens and forwards of the forward passes it asked for so far."""
     unbiased: bool
+
+    def keep(self, group: int) -> float:
+        """Share of the candidates (in positions) of a window opened for `group` that is trained on. At 1 no score is asked
+        for."""
+        ...
 
     def scores(self, group: int, spans: Sequence[Span], pieces_N: np.ndarray) -> np.ndarray:
         """(N,) worth of the candidates of a window opened for `group`, the numbers of whose pieces are `pieces_N`: the
@@ -40,11 +45,41 @@ class Selector(Protocol):
         """Mean loss of some pieces, each named once, heard when `group` was the last one drawn."""
         ...
 
+    def choose(self, group: int, keep: float) -> None:
+        """Another share from now on, decided when `group` was the last one drawn."""
+        ...
+
     def state_dict(self, drawn: int) -> dict[str, Any]:
         """What planning needs after group `drawn` (-1: none), however far plans were made ahead. JSON."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Budget:
+    """How many positions of each source may be trained on: the share of all that was looked at, each window by the share that
+    held when it was opened, so that what one window takes too much the next one takes less.
+
+    `keep` is the present share, `due_S` what earlier ones allowed, of the first `since_S` positions.
+    """
+
+    def __init__(self, sources: int):
+        self.keep, self.due_S, self.since_S = 1.0, [0.0] * sources, [0] * sources
+
+    def change(self, keep: float, taken_S: Sequence[int]) -> None:
+        """Another share for the positions after the first `taken_S`."""
+        self.due_S = [self.allowed(source, taken) for source, taken in enumerate(taken_S)]
+        self.keep, self.since_S = keep, list(taken_S)
+
+    def allowed(self, source: int, taken: int) -> float:
+        """Of the first `taken` positions."""
+        return self.due_S[source] + self.keep * (taken - self.since_S[source])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"keep": self.keep, "due": list(self.due_S), "since": list(self.since_S)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.keep, self.due_S, self.since_S = state["keep"], list(state["due"]), list(state["since"])
 
 
 def best(scores_N: np.ndarray, lengths_N: np.ndarray, budget: float) -> np.ndarray:

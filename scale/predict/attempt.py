@@ -113,8 +113,7 @@ class Attempts:
     def start(self, go: dict[str, Any], source: Source, step: int) -> Attempt:
         """Check, jump, check. The weights are moved if anything was kept, the same bits as before if not."""
         decision = Decision(**go)
-        self.check.draw(source)
-        before = self._base()
+        before = self.level(source)
         attempt = Attempt(decision, before)
         if self.config.mode == "auto" and self.rate.value() is None:
             attempt.tried = False
@@ -182,8 +181,7 @@ class Attempts:
     def settle(self, source: Source, room: int) -> int:
         """Before the next attempt: steps that the last jump was worth beyond its credit, now that the rate of full steps
         after it is known as well."""
-        self.check.draw(source)
-        self._base()
+        self.level(source)
         if self.unsettled is None:
             return 0
         owed, worth, rate, credit = self.unsettled
@@ -191,8 +189,9 @@ class Attempts:
         exact = settled(worth, self.config.guard.relax, rate, self.rate.latest())
         return max(0, min(int(owed), room, int(self.config.guard.credit * exact) - int(credit)))
 
-    def _base(self) -> float:
+    def level(self, source: Source) -> float:
         """Check loss of the present weights; they are checked once."""
+        self.check.draw(source)
         if self.base is None or self.base[0] != self.made:
             begun = time.perf_counter()
             self.base = (self.made, self._loss())

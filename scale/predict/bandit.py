@@ -1,4 +1,7 @@
-"""Which jump to make, if any: LinUCB (Li et al. 2010, arXiv 1003.0146, algorithm 1, disjoint arms)."""
+"""Which jump to make or which share of documents to train on, if any: LinUCB.
+
+Li et al. 2010, arXiv 1003.0146, algorithm 1, disjoint arms.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,10 @@ import numpy as np
 
 from scale.predict.packing import pack_array, unpack_array
 
-Arm = tuple[int, str]
-"""Horizon in steps, and direction."""
+Arm = tuple[float, str]
+"""A number and a name: horizon in steps and direction, or a share."""
 STAY: Arm = (0, "stay")
-"""No jump. Rewards are gains over it, so its own is 0 by definition, without uncertainty."""
+"""Full steps on all documents. Rewards are gains over it, so its own is 0 by definition, without uncertainty."""
 ALPHA = 1.0
 """Standard errors of optimism."""
 L2 = 1.0
@@ -23,7 +26,7 @@ class Bandit:
 
     def __init__(self, arms: Sequence[Arm], width: int):
         if STAY in arms or len(set(arms)) < len(arms) or not arms:
-            raise ValueError(f"arms {list(arms)}: name each jump once; staying is always among the choices")
+            raise ValueError(f"arms {list(arms)}: name each one once; staying is always among the choices")
         self.arms = list(arms)
         self.gram_KDD = np.tile(L2 * np.eye(width), (len(arms), 1, 1))
         self.moment_KD = np.zeros((len(arms), width))
@@ -73,7 +76,7 @@ class Bandit:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken. Raises ValueError if the arms are others."""
-        saved = [(horizon, direction) for horizon, direction in state["arms"]]
+        saved = [(number, name) for number, name in state["arms"]]
         if saved != self.arms:
             raise ValueError(f"saved arms {saved} are not {self.arms}")
         for name in _ARRAYS:

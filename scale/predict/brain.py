@@ -105,7 +105,7 @@ class Brain:
         arm = self.bandit.choose(context, arms, stay=self.config.mode == "auto")
         if arm == STAY:
             return {"stay": "full steps pay more"}
-        horizon, direction = arm
+        horizon, direction = int(arm[0]), arm[1]
         reach = self._reach(min(horizon, longest), lr_factors, forecast)
         losses = None if forecast is None else forecast.loss_T[: len(reach)]
         gain = None if losses is None else self._gain(step, losses)
@@ -151,6 +151,10 @@ class Brain:
             cosine,
             min(1.0, self.signals.oscillation),
         ]
+
+    def share_context(self, position: float) -> list[float]:
+        """What the worth of leaving documents out may depend on; `position` is the part of the run that is done."""
+        return [1.0, min(1.0, max(-1.0, -self.signals.slope(32) / self.signals.noise)), position]
 
     def learn(self, decision: Decision, reward: float) -> None:
         """What a jump turned out to be worth."""

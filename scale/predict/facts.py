@@ -22,9 +22,17 @@ def predict_facts(config: PredictConfig, numel: int) -> dict[str, str]:
         "prediction coefficients": f"{config.coefficients}{fixed}",
         "prediction warm-up": f"{config.warmup} full steps, then {config.min_full} or more between jumps",
     }
+    if config.stop_below is not None:
+        facts["prediction ends the run"] = (
+            f"once the weights beside it have a check loss of {config.stop_below:g} or less"
+        )
     if config.selection.kind != "off":
-        kept = f"{config.selection.keep:.0%} of the candidates kept"
-        facts["selection of documents"] = f"{config.selection.kind}, {kept}"
+        selection = config.selection
+        kept = f"{selection.keep:.0%} of the candidates kept"
+        if selection.control == "bandit":
+            shares = ", ".join(f"{share:.0%}" for share in (*selection.arms, 1.0))
+            kept = f"{shares} of the candidates, chosen in episodes of {selection.episode} steps"
+        facts["selection of documents"] = f"{selection.kind}, {kept}"
     return facts | {"memory prediction (for one device)": _memory(config, numel)}
 
 

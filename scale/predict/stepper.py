@@ -18,6 +18,7 @@ from scale.predict.features import Coming
 from scale.predict.ledger import Ledger
 from scale.predict.moments import StepFacts
 from scale.predict.phases import Phases
+from scale.predict.selection.control import ShareControl
 from scale.predict.weights.carry import Carry
 from scale.predict.weights.look import Looks
 from scale.predict.weights.memory import check_budget, footprint
@@ -52,7 +53,15 @@ class PredictiveStepper:
             self.looks = Looks(self.ranks, shards, config.directions, config.every, Carry(self.ranks, shards))
         full.watchers.append(self.looks)
         self.attempts = Attempts(full, config, self.looks, self.ledger)
+        self.control = self._make_control() if config.selection.control == "bandit" else None
         self.resumed = False
+
+    def _make_control(self) -> ShareControl:
+        def context() -> list[float]:
+            return self.brain.share_context(self.full.steps_done / self.steps)
+
+        config, relax = self.config.selection, self.config.guard.relax
+        return ShareControl(config, relax, self.ranks, self.ledger, self.attempts.level, context)
 
     def rehearse(self, source: Source) -> None:
         self.full.rehearse(source)
@@ -62,18 +71,21 @@ class PredictiveStepper:
             return self._predicted()
         said: dict[str, Any] = {}
         forwards = self.ledger.check_forwards
-        if self.phases.ripe(self.full.steps_done):
+        if self.phases.ripe(self.full.steps_done) and not (self.control and self.control.measuring):
             if extra := self.attempts.settle(source, self.phases.room(self.full.steps_done)):
                 self.phases.credited(extra)
                 return self._predicted(self._checked(forwards))
             said |= self._jump(source)
+        if self.control and self.phases.phase == "full":
+            self.control.before(source)
         report = self._full(source)
         if self.phases.to_judge():
             said |= self._judge()
+        chosen = self.control.after(source) if self.control else {}
         forwards = self._checked(forwards)
         report.forward_passes += forwards * self.attempts.passes
         report.forward_tokens += forwards * self.attempts.tokens
-        report.prediction = said | self._accounts()
+        report.prediction = said | chosen | self._accounts()
         if said and self.ranks.rank == 0:
             report.prediction |= self.brain.foresight.calibration.report()
         if why := self.reached():
@@ -231,6 +243,7 @@ class PredictiveStepper:
             "ledger": self.ledger.state_dict(),
             "looks": self.looks.state_dict(),
             "attempts": self.attempts.state_dict(),
+            "control": self.control.state_dict() if self.control else None,
         }
         return self.full.state_dict() | {"predict": mine}
 
@@ -248,6 +261,8 @@ class PredictiveStepper:
                     )
             for name in ("phases", "brain", "ledger", "looks", "attempts"):
                 getattr(self, name).load_state_dict(state["predict"][name])
+            if self.control:
+                self.control.load_state_dict(state["predict"]["control"])
         else:
             self.event("predict", f"step {self.full.steps_done}: no prediction so far; it begins to watch here")
 
@@ -255,4 +270,7 @@ class PredictiveStepper:
         """Settings that give what is learned its shape."""
         config = self.config.model_dump(mode="json")
         shapes = {f"predict.{key}": config[key] for key in ("directions", "horizons")}
+        selection = self.config.selection
+        shapes["predict.selection.control"] = selection.control
+        shapes["predict.selection.shares"] = list(selection.arms) if selection.control == "bandit" else []
         return shapes | {f"predict.world.{key}": config["world"][key] for key in ("members", "hidden", "latent")}

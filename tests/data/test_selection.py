@@ -20,7 +20,10 @@ class ByNumber:
     """Selector: odd documents are worth more than even ones, and more the higher their number."""
 
     def __init__(self, keep=0.5, unbiased=False):
-        self.keep, self.unbiased, self.asked = keep, unbiased, []
+        self.kept, self.unbiased, self.asked = keep, unbiased, []
+
+    def keep(self, group):
+        return self.kept
 
     def scores(self, group, spans, pieces_N):
         self.asked.append((group, list(spans), pieces_N))

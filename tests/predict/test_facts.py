@@ -35,6 +35,12 @@ def test_one_line_each() -> None:
         shown(selection={"kind": "world", "keep": 0.25})["selection of documents"]
         == "world, 25% of the candidates kept"
     )
+    chosen = {"kind": "history", "control": "bandit", "shares": [0.25], "episode": 30}
+    said = shown(selection=chosen, use="shadow", stop_below=2.5)
+    assert said["selection of documents"] == (
+        "history, 50%, 25%, 100% of the candidates, chosen in episodes of 30 steps"
+    )
+    assert said["prediction ends the run"] == "once the weights beside it have a check loss of 2.5 or less"
 
 
 @pytest.mark.parametrize(

@@ -39,13 +39,16 @@ class ByLoss:
     """Selector: knows the loss of every document under the model (or calls some unseen)."""
 
     def __init__(self, unbiased, keep=0.25):
-        self.keep, self.unbiased = keep, unbiased
+        self.kept, self.unbiased = keep, unbiased
         objective, model = CausalLM(per_document=True), Bigrams()
         reader = RowReader([DOCS])
         order = Planner([DOCS.lengths], [1.0], 16, lambda _: 16, 16).orders[0]
         spans = [order.span(0, place) for place in range(order.size)]
         terms = {s: objective(model, reader.batch([[s]], s.length)).terms["lm"] for s in spans}
         self.loss = {s: float(term.total.detach() / term.count) for s, term in terms.items()}
+
+    def keep(self, group):
+        return self.kept
 
     def scores(self, group, spans, pieces_N):
         return np.array([np.inf if s.doc % 13 == 0 else self.loss[s] for s in spans])
@@ -65,12 +68,12 @@ def windows(count, selector, monkeypatch):
     found = []
     for seed in range(count):
         made = Planner([DOCS.lengths], [1.0], 16, lambda _: 16, 16, seed=seed)
-        made.selector, made.taken = selector, [lengths]
+        made.selector, made.taken, made.budget.keep = selector, [lengths], selector.kept
         candidates = [made.orders[0].span(0, place) for place in range(made.orders[0].size)]
         spans, weights = made._chosen(selector, candidates)
         rows = [[span] for span in spans]
         block = RowReader([DOCS]).block(rows, 16, [[w] for w in weights] if selector.unbiased else ())
-        found.append(gradient([unstack(block)], selector.keep * lengths))
+        found.append(gradient([unstack(block)], selector.kept * lengths))
     return np.array(found)
 
 
