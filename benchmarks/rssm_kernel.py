@@ -18,8 +18,9 @@ Five members, latent 32, 7 actions, 15 outputs, fp32, heads included. A measurem
 
 First every provider must give the float64 reference's numbers at every shape; otherwise no speed is reported.
 
-On a CPU also what the model's inputs cost, in microseconds per call, `--looks` steps between two looks at the weights:
-metric `features` (the 64 features) and `signals` (the statistics behind them); `reference` is plain numpy (rssm_features.py).
+On a CPU also what the model's inputs cost, in microseconds of CPU time per call, `--looks` steps between two looks at the
+weights: metric `features` (the 64 features) and `signals` (the statistics behind them); `reference` is plain numpy
+(rssm_features.py).
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ class LookNumbers:
         self._per_lr_G = self._logs_2G[1]
         """Of the update, before the learning rate is taken out of it."""
         self._known_G, self._shift_G = np.zeros((2, len(KINDS)))
+        self._log_lr = np.zeros(())
         self._stats: GroupStats | None = None
         self._lr_factor = 0.0
         self._usual = False
@@ -40,7 +41,8 @@ class LookNumbers:
             if not _usual(lr_factor):
                 return False
             self._lr_factor = lr_factor
-            np.multiply(self._known_G, np.log(lr_factor), self._shift_G)
+            self._log_lr[()] = np.log(lr_factor)
+            np.multiply(self._known_G, self._log_lr, self._shift_G)
             np.subtract(self._per_lr_G, self._shift_G, self._update_G)
         return True
 

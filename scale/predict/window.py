@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -66,16 +67,32 @@ class Window:
         self._room_R[: self._end] = values[len(values) - self._end :]
 
 
+@cache
+def _centred(n: int) -> tuple[np.ndarray, float]:
+    """Places of `n` values around their middle, and the sum of their squares."""
+    x_N = np.arange(n) - (n - 1) / 2
+    return x_N, float(x_N @ x_N)
+
+
 class Line:
     """Least squares through `n` values one step apart, with memory of its own for what is left of them."""
 
     def __init__(self, n: int):
-        self._x_N = np.arange(n) - (n - 1) / 2
-        self._square = float(self._x_N @ self._x_N)
-        self._left_N, self._scratch_N = np.zeros(n), np.zeros(n)
-        self._later, self._earlier = self._left_N[1:], self._left_N[:-1]
-        self._products, self._none = np.zeros(max(n - 1, 0)), np.zeros(max(n - 1, 0))
-        self._changed = np.zeros(max(n - 1, 0), bool)
+        self._x_N, self._square = _centred(n)
+
+    @cached_property
+    def _left_N(self) -> np.ndarray:
+        return np.zeros_like(self._x_N)
+
+    @cached_property
+    def _scratch_N(self) -> np.ndarray:
+        return np.zeros_like(self._x_N)
+
+    @cached_property
+    def _neighbours(self) -> tuple[np.ndarray, ...]:
+        """The later and the earlier ones of what is left, their products, zeros, and which products are below."""
+        products_M = np.zeros(len(self._x_N) - 1)
+        return self._left_N[1:], self._left_N[:-1], products_M, np.zeros_like(products_M), products_M < 0
 
     def slope(self, y_N: np.ndarray) -> float:
         """Per step; 0 for fewer than three values."""
@@ -96,6 +113,7 @@ class Line:
         if len(y_N) < 3:
             return 0.0
         self.left(y_N, slope)
-        np.multiply(self._later, self._earlier, self._products)
-        np.less(self._products, self._none, self._changed)
-        return int(np.count_nonzero(self._changed)) / len(self._changed)
+        later, earlier, products, none, changed = self._neighbours
+        np.multiply(later, earlier, products)
+        np.less(products, none, changed)
+        return int(np.count_nonzero(changed)) / len(changed)
