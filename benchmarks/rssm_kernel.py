@@ -4,8 +4,9 @@
     python benchmarks/rssm_kernel.py --hidden 32 --paths 1 --threads 1 2 --plot
     python benchmarks/rssm_kernel.py --hidden 16 --paths 1 --horizon 3 --rounds 2 --out /tmp/out.csv    # does it run?
 
-Five members, latent 32, 7 actions, 15 outputs, fp32, heads included. A measurement is one whole rollout on the wall clock
-(on a GPU: its events) over its steps; every round runs every provider once and ratios are taken within rounds.
+Five members, latent 32, 7 actions, 15 outputs, fp32, heads included. A measurement is one whole rollout over its steps: CPU
+time with one thread, so that other programs do not count, the wall clock with more, on a GPU its events; every round runs
+every provider once and ratios are taken within rounds.
 
     reference       the plain torch loop; the baseline
     scale           scale_kernels.rssm.rollout: torch on a CPU, the Triton kernel on a GPU
@@ -126,9 +127,10 @@ def measure(ready: dict[str, Ready], steps: int, rounds: int) -> dict[str, list[
 
 def clocked(work: Ready) -> float:
     if not torch.cuda.is_available():
-        began = time.perf_counter()
+        clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+        began = clock()
         work()
-        return time.perf_counter() - began
+        return clock() - began
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize()
     start.record()
