@@ -11,7 +11,6 @@ from torch import nn
 
 from scale.config.optim import OptimConfig, ScheduleConfig, SpikeConfig
 from scale.config.predict import PredictConfig
-from scale.data import planner as planning
 from scale.data.planner import Planner
 from scale.data.rows import RowReader
 from scale.data.source import PackedSource
@@ -61,11 +60,10 @@ def documents(other: str) -> InMemory:
 
 
 class Run:
-    """`ranks` share the rows of each step; the weights are the same on all."""
+    """Steps of 16 rows. Windows are to be made small by who runs it."""
 
     def __init__(self, other: str, ranks: Ranks | None = None, steps: int = STEPS, workers: int = 0, **predict: Any):
         self.ranks = ranks or Ranks()
-        planning.WINDOW_ROWS = 32  # two groups in a window
         selection = {"kind": "history", "control": "bandit", "episode": 10} | predict.pop("selection", {})
         config = PredictConfig.model_validate(QUIET | {"guard": {"relax": 2}, "selection": selection} | predict)
         docs = documents(other)

@@ -23,13 +23,14 @@ from tests.predict.selection.planted_shares import STEPS, Run
 
 BANDIT = LAST | {"selection": {"kind": "history", "control": "bandit", "shares": [0.25], "episode": 4}}
 LONG = "train.steps=90"
+WINDOW_ROWS = 32
 
 
 @pytest.fixture(autouse=True, scope="module")
 def small_windows():
-    """Two groups in a window."""
+    """Two steps of 16 rows or four of 8."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planning, "WINDOW_ROWS", 16)
+        patch.setattr(planning, "WINDOW_ROWS", WINDOW_ROWS)
         yield
 
 
@@ -159,7 +160,7 @@ def test_a_run_that_died_goes_on_bit_for_bit(whole, workers, tmp_path):
 
 def decide(ranks: Ranks, path: str) -> list[Any]:
     """For `run_ranks`: what each rank chose and knows."""
-    planning.WINDOW_ROWS = 16
+    planning.WINDOW_ROWS = WINDOW_ROWS
     trainer = build_trainer(load_config(path, [LONG, "compute.strategy=fsdp"]), ranks=ranks)
     shares: list[float | None] = []
     step = trainer.stepper.step
