@@ -102,7 +102,7 @@ def text_config(folder: Path, settings: Settings, lora: bool) -> PretrainRun:
         "batch": {"sequences": 16},
         "train": {"steps": settings.steps},
         "optim": {"lr": settings.lr},
-        "schedule": {"kind": "wsd", "warmup": 0.1, "decay": 0.3, "final": 0.0},
+        "schedule": {"kind": "wsd", "warmup": 0.1, "decay": 0.1 if lora else 0.3, "final": 0.0},
         "eval": {"every": max(1, settings.steps // 10), "tokens": 32768},
         "checkpoint": {"every": 10**9, "keep_last": 1, "keep_best": 0},
         "monitor": {"progress": False, "layer_gradients": 0},
@@ -116,7 +116,7 @@ def text_config(folder: Path, settings: Settings, lora: bool) -> PretrainRun:
     }
     if lora:
         base = pretrained()
-        content |= {"model": {"path": str(base)}, "adapter": {"rank": 8, "alpha": 16}}
+        content |= {"model": {"path": str(base)}, "adapter": {"kind": "lora", "rank": 8, "alpha": 16}}
         content["data"]["tokenizer"] = {"path": str(base)}
     return validate(content, {}, folder / "regime.yaml")
 

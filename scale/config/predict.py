@@ -46,6 +46,9 @@ class GuardConfig(Strict):
     """Predicted steps between two checking forwards, at which a jump is shrunk, stopped or rolled back."""
     growth: Annotated[float, Field(ge=1, le=4)] = 1.0
     """Factor by which the interval grows after each part of a jump that lowered the check loss."""
+    tolerance: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Rise of the check loss, as a share of it, that a part of a jump may bring at first: noise in steep directions hides good
+    jumps until a few full steps have relaxed them."""
     relax: Annotated[int, Field(ge=1)] = 5
     """Full steps after a jump before it is judged: right after it, the loss misleads in both directions."""
     credit: Annotated[float, Field(gt=0, le=1)] = 0.8
@@ -62,7 +65,8 @@ class SelectionConfig(Strict):
     """Which documents deserve a backward pass. Selection comes before packing; held-out loss on all sources judges it."""
 
     kind: Literal["off", "history", "world"] = "off"
-    """history: the highest remembered loss first, unseen documents before all. world: as the world model foresees it."""
+    """history: the highest remembered loss first, of a piece or of its neighbours in the document; what was never heard of
+    before all. world: as foreseen today."""
     keep: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of the candidates that is trained on. With control = bandit: one of the shares to choose from."""
     control: Literal["fixed", "bandit"] = "fixed"

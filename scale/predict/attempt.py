@@ -16,7 +16,7 @@ from scale.predict.ledger import Ledger
 from scale.predict.shadow import Shadow
 from scale.predict.weights.jump import Jump
 from scale.predict.weights.look import Looks
-from scale.predict.worth import Rate, cost_of_forward, settled
+from scale.predict.worth import Account, Rate, cost_of_forward, settled
 from scale.protocols import Source
 from scale.train.step import BackwardStepper
 
@@ -63,12 +63,10 @@ class Verdict:
     rate: float = 0.0
     """Of full steps before the jump."""
     undone: bool = False
+    paid: bool = False
+    """Whether the last attempts together were worth more than they cost."""
     stayed_P: list[float] = field(default_factory=list)
     """How much of the jump was left after relaxing, beside training going on along it; by place."""
-
-    @property
-    def paid(self) -> bool:
-        return self.credit > 0
 
     def says(self) -> dict[str, Any]:
         return {
@@ -90,11 +88,12 @@ class Attempts:
         self.check = CheckSet(full.score, self.ranks, config.guard.tokens)
         self.shadow = Shadow(full.strategy)
         self.rate = Rate()
+        self.account = Account()
         self.open: Attempt | None = None
         self.share: float | None = None
         """Measured cost of a forward beside a full step on as many tokens."""
         self.unsettled: list[float] | None = None
-        """Of the last jump: steps it could still be credited with, its worth, the rate before it, its credit."""
+        """Of the last jump: the most that it can be worth, what it was judged to be worth, the rate of full steps before it."""
         self.base: tuple[int, float] | None = None
         """(full steps made, check loss) of weights that no jump has moved since."""
         self.losses: list[float] | None = None
@@ -151,8 +150,8 @@ class Attempts:
 
     def judge(self, room: int) -> Verdict:
         """Look at the check loss after relaxing. A jump that left it higher is undone (in mode always only one that left it
-        not finite); otherwise it is credited with the full steps it was worth (mode auto) or with its whole length (mode
-        always), at most `room`."""
+        not finite). Credited are its whole length (mode always), or (mode auto) the full steps that this one and those
+        before it were worth and that were not credited yet; at most `room`."""
         attempt, relaxed = self.open, self.config.guard.relax
         assert attempt is not None, "no jump was taken"
         after = self._loss()
@@ -163,19 +162,22 @@ class Attempts:
         carried_on = 1 + relaxed / attempt.kept
         verdict.stayed_P = [stayed / carried_on for stayed in self.jump.stayed_P()]
         always = self.config.mode == "always"
+        most = MOST * attempt.kept
         if not math.isfinite(after) or not (always or after < attempt.before):
             self._undo(verdict)
-        elif always:
-            verdict.credit = min(attempt.kept, room)
+            self.account.add(-relaxed)
         else:
-            verdict.credit = max(0, min(MOST * attempt.kept, room, int(self.config.guard.credit * worth)))
-        if not verdict.undone:
+            self.account.add(min(self.config.guard.credit * worth, most))
             self.rate.jumped(self.made, attempt.before, after, relaxed)
             self.ledger.accepted += 1
+        if always:
+            verdict.credit = 0 if verdict.undone else min(attempt.kept, room)
+        else:
+            verdict.credit = self.account.withdraw(min(most, room))
+        verdict.paid = always or self.account.pays
         self.losses = attempt.decision.loss_K
         self.open = None
-        owed = MOST * attempt.kept - verdict.credit if verdict.credit and self.config.mode == "auto" else 0
-        self.unsettled = [owed, worth, verdict.rate, verdict.credit] if owed else None
+        self.unsettled = None if always or verdict.undone else [most, worth, verdict.rate]
         return verdict
 
     def settle(self, source: Source, room: int) -> int:
@@ -184,10 +186,12 @@ class Attempts:
         self.level(source)
         if self.unsettled is None:
             return 0
-        owed, worth, rate, credit = self.unsettled
+        most, worth, rate = self.unsettled
         self.unsettled = None
         exact = settled(worth, self.config.guard.relax, rate, self.rate.latest())
-        return max(0, min(int(owed), room, int(self.config.guard.credit * exact) - int(credit)))
+        share = self.config.guard.credit
+        self.account.balance += min(share * exact, most) - min(share * worth, most)
+        return self.account.withdraw(min(int(most), room))
 
     def level(self, source: Source) -> float:
         """Check loss of the present weights; they are checked once."""
@@ -213,7 +217,9 @@ class Attempts:
 
     def reward(self, attempt: Attempt) -> float:
         """Of a jump of which nothing was kept."""
-        return self.rate.reward(attempt.before, attempt.before, self.cost(attempt.forwards + 1))
+        cost = self.cost(attempt.forwards + 1)
+        self.account.tried(-cost)
+        return self.rate.reward(attempt.before, attempt.before, cost)
 
     def cost(self, forwards: int) -> float:
         """Checking forwards, in full steps."""
@@ -255,6 +261,7 @@ class Attempts:
             "check": self.check.state_dict(),
             "shadow": self.shadow.state_dict(),
             "rate": self.rate.state_dict(),
+            "account": self.account.state_dict(),
             "open": None if self.open is None else asdict(self.open),
             "share": self.share,
             "losses": self.losses,
@@ -266,6 +273,7 @@ class Attempts:
         self.check.load_state_dict(state["check"])
         self.shadow.load_state_dict(state["shadow"])
         self.rate.load_state_dict(state["rate"])
+        self.account.load_state_dict(state["account"])
         self.share, self.losses, self.open = state["share"], state["losses"], None
         self.unsettled = state["unsettled"]
         self.base = None if state["base"] is None else (state["base"][0], state["base"][1])

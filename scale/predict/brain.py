@@ -86,17 +86,14 @@ class Brain:
         stats: GroupStats | None,
         places: Sequence[Place],
     ) -> dict[str, Any]:
-        """A jump to try, or why none: {"go": Decision as a dict} or {"stay": reason}. `ready` are directions with vectors;
-        `lr_factors` those of the coming steps."""
+        """A jump to try, or why none: {"go": Decision as a dict} or {"stay": reason}; "soon" where nothing speaks against
+        jumping a few steps later. `ready` are directions with vectors; `lr_factors` those of the coming steps."""
         if self.calm < self.config.min_full:
-            return {"stay": "divergence"}
-        ready = [name for name in self.config.directions if name in ready]
-        if not ready:
-            return {"stay": "no direction yet"}
+            return {"stay": "divergence", "soon": True}
         longest = min(max(self.config.horizons), len(lr_factors))
         forecast = self.foresight.forecast(lr_factors[:longest])
         if forecast is None and (self.config.coefficients == "world" or self.config.confidence > 0):
-            return {"stay": "world model not trained yet"}
+            return {"stay": "world model not trained yet", "soon": True}
         confidence = None if forecast is None else forecast.confidence
         if confidence is not None and confidence < self.config.confidence:
             return {"stay": f"confidence {confidence:.2f}"}

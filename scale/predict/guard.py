@@ -106,9 +106,10 @@ def climb(
 ) -> Climb:
     """Move along a direction part by part for as long as the check loss falls, at most `horizon` steps.
 
-    part(first, last) gives the coefficients of steps first+1..last. A part that does not lower the loss, or leaves the
-    allowed drift, is taken back; it is tried once more at half its length, and then the climb ends. What was kept is made
-    again from the snapshot, so that the weights are the same bits as if the rejected part had never been.
+    part(first, last) gives the coefficients of steps first+1..last. A part that does not lower the loss (with a tolerance:
+    that raises it by more than that share of `before`), or leaves the allowed drift, is taken back; it is tried once more
+    at half its length, and then the climb ends. What was kept is made again from the snapshot, so that the weights are
+    the same bits as if the rejected part had never been.
     """
     found, interval, shrunk = Climb(before, before), float(guard.correction_interval), False
     while found.kept < horizon:
@@ -117,13 +118,14 @@ def climb(
         weights.apply(vectors, c_G, seed + len(found.parts), factor_P)
         loss = check()
         found.forwards += 1
-        if math.isfinite(loss) and loss < found.after and weights.drift() <= guard.drift:
+        limit = found.after + guard.tolerance * abs(before)
+        if math.isfinite(loss) and loss < limit and weights.drift() <= guard.drift:
             found.after, found.kept = loss, found.kept + steps
             found.parts.append(c_G)
             interval *= 1 if shrunk else guard.growth
             continue
         found.rejected += steps
-        found.why = "not finite" if not math.isfinite(loss) else "loss" if loss >= found.after else "drift"
+        found.why = "not finite" if not math.isfinite(loss) else "loss" if loss >= limit else "drift"
         weights.rollback()
         for i, kept_G in enumerate(found.parts):
             weights.apply(vectors, kept_G, seed + i, factor_P)

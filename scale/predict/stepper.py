@@ -71,7 +71,7 @@ class PredictiveStepper:
             return self._predicted()
         said: dict[str, Any] = {}
         forwards = self.ledger.check_forwards
-        if self.phases.ripe(self.full.steps_done) and not (self.control and self.control.measuring):
+        if self._may_jump():
             if extra := self.attempts.settle(source, self.phases.room(self.full.steps_done)):
                 self.phases.credited(extra)
                 return self._predicted(self._checked(forwards))
@@ -99,6 +99,11 @@ class PredictiveStepper:
             return None
         found = f"check loss {shadow.loss:.4f} of the predicted weights of step {shadow.step}"
         return f"{found} <= predict.stop_below = {enough:g}"
+
+    def _may_jump(self) -> bool:
+        """Whether a jump may be thought of: before a direction is known, nothing is checked for it."""
+        ripe = self.phases.ripe(self.full.steps_done) and bool(self.looks.ready())
+        return ripe and not (self.control and self.control.measuring)
 
     def _full(self, source: Source) -> StepReport:
         """A real step, heard of before and after."""
@@ -153,14 +158,15 @@ class PredictiveStepper:
     def _jump(self, source: Source) -> dict[str, Any]:
         """Ask for a jump and try it."""
         done = self.full.steps_done
-        ready = [name for name, direction in self.looks.directions.items() if direction.vectors() is not None]
         longest = max(self.config.horizons)
         factors = [self.full.factor(step) for step in range(done + 1, min(done + longest, self.steps) + 1)]
         said = self.ranks.lead(
-            lambda: self.brain.decide(done, self.steps, factors, ready, self.looks.last, self.attempts.jump.places)
+            lambda: self.brain.decide(
+                done, self.steps, factors, self.looks.ready(), self.looks.last, self.attempts.jump.places
+            )
         )
         if "stay" in said:
-            self.phases.waited(paid=False)
+            self.phases.waited(paid=said.get("soon", False))
             return {"stay": said["stay"]}
         attempt = self.attempts.start(said["go"], source, done)
         if attempt.kept:
@@ -169,7 +175,9 @@ class PredictiveStepper:
                 self.brain.jumped(attempt.kept)
         elif attempt.tried:
             self._learn(attempt, self.attempts.reward(attempt))
-            self.phases.waited(paid=self.config.use == "shadow")
+            self.phases.waited(
+                paid=self.config.use == "shadow" or self.config.mode == "always" or self.attempts.account.pays
+            )
         else:
             self.phases.waited(paid=True)  # the rate of full steps was measured; nothing was tried
         return attempt.says()

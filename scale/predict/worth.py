@@ -31,6 +31,43 @@ def settled(worth: float, relaxed: int, before: float, after: float | None) -> f
     return (worth + relaxed) * before / mean - relaxed
 
 
+class Account:
+    """Steps that jumps were worth and that are not credited yet. Both signs count: the noise of single verdicts evens out,
+    and steps of progress that an undone jump cost are made good before anything is credited again."""
+
+    RECENT = 4
+
+    def __init__(self) -> None:
+        self.balance = 0.0
+        self.recent: list[float] = []
+        """What the last attempts brought, costs of rejected ones included."""
+
+    def add(self, worth: float) -> None:
+        """A verdict, in full steps."""
+        self.balance += worth
+        self.tried(worth)
+
+    def tried(self, brought: float) -> None:
+        self.recent = [*self.recent, brought][-self.RECENT :]
+
+    def withdraw(self, most: int) -> int:
+        """Whole steps to be credited now."""
+        steps = max(0, min(most, int(self.balance)))
+        self.balance -= steps
+        return steps
+
+    @property
+    def pays(self) -> bool:
+        """Whether the last attempts together brought more than they cost."""
+        return sum(self.recent) > 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"balance": self.balance, "recent": list(self.recent)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.balance, self.recent = state["balance"], list(state["recent"])
+
+
 class Rate:
     """How fast full steps lower the check loss.
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scale.predict.worth import Rate, cost_of_forward
+from scale.predict.worth import Account, Rate, cost_of_forward
 
 
 def rate_of(*points):
@@ -88,3 +88,38 @@ def test_state_is_json():
     rate, again = rate_of((0, 5.1), (10, 4.3), (15, 4.2)), Rate()
     again.load_state_dict(json.loads(json.dumps(rate.state_dict())))
     assert again.points == rate.points and again.value() == rate.value()
+
+
+def test_noise_of_single_verdicts_evens_out():
+    """Verdicts of +-3 steps around a worth of 0.7: what is credited is their sum, as soon as it is whole."""
+    rng, account, credited = np.random.default_rng(0), Account(), 0
+    worths = 0.7 + rng.uniform(-3, 3, 400)
+    for worth in worths:
+        account.add(float(worth))
+        credited += account.withdraw(8)
+    assert worths.sum() - 1 < credited + account.balance < worths.sum() + 1 and account.balance < 1
+    assert credited < np.maximum(worths, 0).sum() / 2, "single verdicts would have credited noise"
+
+
+def test_progress_that_was_lost_is_made_good_before_anything_is_credited():
+    account = Account()
+    account.add(-5.0)
+    assert not account.pays and account.withdraw(10) == 0
+    account.add(4.0)
+    assert account.withdraw(10) == 0
+    account.add(3.5)
+    assert account.pays and account.withdraw(10) == 2 and account.balance == 0.5
+    account.add(9.0)
+    assert account.withdraw(4) == 4 and account.withdraw(10) == 5
+
+
+def test_it_pays_while_the_last_attempts_bring_more_than_they_cost():
+    account = Account()
+    for brought in (2.0, -0.5, -0.5, -0.5):
+        account.tried(brought)
+        assert account.pays
+    account.tried(-0.5)
+    assert not account.pays and account.balance == 0
+    again = Account()
+    again.load_state_dict(json.loads(json.dumps(account.state_dict())))
+    assert again.state_dict() == account.state_dict()

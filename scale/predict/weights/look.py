@@ -94,6 +94,10 @@ class Looks:
         torch._foreach_copy_(self.previous, params)
         self.steps, self.lr, self.fresh = 0, 0.0, False
 
+    def ready(self) -> list[str]:
+        """Directions that have vectors by now."""
+        return [name for name, direction in self.directions.items() if direction.vectors() is not None]
+
     def _update(self, params: list[Tensor], lr: float) -> list[Tensor] | None:
         """Displacement since the last look divided by `lr`, in the memory of the last weights; None if there is none."""
         if lr <= 0:
