@@ -157,7 +157,7 @@ EAGER = {
 }
 """Short cycles along the last update: on smooth problems it is as good as an average over many. The horizon of each task was
 chosen on seeds 100 to 102, which are not scored."""
-PATIENT = {
+PATIENT: dict[str, Any] = {
     "warmup": 40,
     "min_full": 3,
     "horizons": [8, 16],
@@ -166,7 +166,9 @@ PATIENT = {
     "confidence": 0,
     "guard": {"correction_interval": 4, "growth": 2, "relax": 2, "drift": 1.0, "credit": 1.0},
 }
-"""The same for noisy problems, where the first jumps must wait until the fast directions have settled."""
+"""The same for noisy problems, where the first jumps must wait until the fast directions have settled. Chosen on seeds 100
+and 101, as all else that differs between tasks."""
+ADAPTER = PATIENT | {"min_full": 1, "horizons": [16], "guard": {**PATIENT["guard"], "tolerance": 0.01}}
 DEFAULT = {"preset": "balanced"} | RARELY
 """What a user gets without a word, but for `RARELY`."""
 
@@ -180,8 +182,8 @@ TASKS = {
         Task("network", "smooth", smooth_trainer("network", 100), 600, 3e-4, NET_LRS, EAGER | {"horizons": [9]}, 0.78),
         Task("cnn", "smooth", smooth_trainer("cnn", 100), 600, 3e-4, NET_LRS, EAGER | {"horizons": [13]}, 0.78),
         Task("text, tuned lr", "text", text_trainer(), 1200, 3e-3, TEXT_LRS, DEFAULT, 0.15, 1000, "world"),
-        Task("text, lr 5x too small", "text", text_trainer(), 1200, 6e-4, (6e-4, *TEXT_LRS), PATIENT | RARELY, 0.4),
-        Task("LoRA, recipe lr", "lora", text_trainer(lora=True), 200, 2e-4, (2e-4, 1e-3, 3e-3, 1e-2), PATIENT, 0.6),
-        Task("LoRA, tuned lr", "lora", text_trainer(lora=True), 200, 3e-3, (1e-3, 3e-3, 1e-2), DEFAULT, 0.6),
+        Task("text, lr 5x too small", "text", text_trainer(), 1200, 6e-4, (6e-4, *TEXT_LRS), PATIENT | RARELY, 0.4, 1000, "world"),
+        Task("LoRA, recipe lr", "lora", text_trainer(lora=True), 200, 2e-4, (2e-4, 1e-3, 3e-3, 1e-2), ADAPTER, 0.6),
+        Task("LoRA, tuned lr", "lora", text_trainer(lora=True), 200, 1e-2, (3e-3, 1e-2, 3e-2), DEFAULT, 0.6),
     )
 }  # fmt: skip
