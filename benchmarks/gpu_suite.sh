@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# All that needs a GPU, in under 9 minutes: tests, throughput, FP8 against BF16, memory against plan, whole steps.
+# All that needs a GPU, in under 9 minutes: tests, throughput, FP8 against BF16, memory against plan, kernels, what watching
+# costs, whole steps.
 #     benchmarks/gpu_suite.sh                          # CSVs go to benchmarks/results
 #     PYTHON=/opt/venv/bin/python OUT=/tmp/out benchmarks/gpu_suite.sh
 # Nothing is installed and no network is used. A part that fails does not keep the others from running; exit code 1 says
@@ -20,12 +21,13 @@ SAME_CODE="--set compute.attention=sdpa compute.kernels=off" # or the gate in fp
 
 # name | seconds | CSV | needs this file | command. One line is one part; seconds add up to less than 9 minutes.
 PARTS="
-tests       | 150 | -               | tests/gpu                 | -m pytest -m gpu -p no:cacheprovider --junitxml=$LOGS/tests.xml $GPU_TESTS
-throughput  | 120 | throughput.csv  | benchmarks/throughput.py  | benchmarks/throughput.py --budget 105 --out $RESULTS
+tests       | 135 | -               | tests/gpu                 | -m pytest -m gpu -p no:cacheprovider --junitxml=$LOGS/tests.xml $GPU_TESTS
+throughput  |  95 | throughput.csv  | benchmarks/throughput.py  | benchmarks/throughput.py --budget 80 --out $RESULTS
 fp8_check   |  80 | fp8_check.csv   | benchmarks/fp8_check.py   | benchmarks/fp8_check.py $ONE_B --out $RESULTS
 plan_memory |  70 | plan_memory.csv | benchmarks/plan_memory.py | benchmarks/plan_memory.py --models tiny 100m --out $RESULTS
 rssm_kernel |  40 | rssm_kernel.csv | benchmarks/rssm_kernel.py | benchmarks/rssm_kernel.py --out $RESULTS/rssm_kernel.csv
 shards      |  25 | shards_kernel.csv | benchmarks/shards_kernel.py | benchmarks/shards_kernel.py --out $RESULTS
+overhead    |  45 | predict_overhead.csv | benchmarks/predict_overhead.py | benchmarks/predict_overhead.py --models 100m 1b --rounds 3 --out $RESULTS
 train_step  |  40 | train_step.csv  | benchmarks/train_step.py  | benchmarks/train_step.py --steps 5 --rounds 2 $SAME_CODE --out $RESULTS
 "
 

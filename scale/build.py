@@ -41,7 +41,7 @@ from scale.data.source import PackedSource
 from scale.errors import UsageError
 from scale.evaluate.held_out import HeldOut
 from scale.facts import gather_facts
-from scale.hardware import Choice, detect
+from scale.hardware import Choice, Hardware, detect
 from scale.models.adapters import add_adapter
 from scale.models.build import build_model, model_config, set_recompute
 from scale.models.fp8 import exact_products
@@ -81,6 +81,29 @@ def _deepspeed(ranks: Ranks, compute: ComputeConfig, precision: str, compile: st
 STRATEGIES = {"single": _single, "fsdp": _fsdp, "deepspeed": _deepspeed}
 
 
+def _choices(
+    config: PretrainRun,
+    ranks: Ranks,
+    hardware: Hardware,
+    model: Model,
+    attention: Choice,
+    strategy: Choice,
+    kernels: Choice,
+) -> Choices:
+    """What rank 0 decides, for all; FP8 and recomputing are put into the model."""
+
+    def decided() -> dict[str, Any]:
+        precision = measured_precision(config, hardware, model, strategy)
+        return asdict(decide(config, hardware, model, attention, strategy, ranks.world_size, kernels, precision))
+
+    made = ranks.lead(decided)
+    choices = Choices(**{name: Choice(**choice) for name, choice in made.items()})
+    choices = ranks.each(lambda: to_fp8(config, model, choices))
+    if choices.recompute.value != "off":
+        ranks.each(lambda: set_recompute(model.module, int(choices.recompute.value)))
+    return choices
+
+
 def build_trainer(
     config: PretrainRun,
     allow: Sequence[str] = (),
@@ -112,15 +135,7 @@ def build_trainer(
     size = model_size(model.module)
     ranks.each(lambda: check_memory(size, config, strategy_choice.value, hardware, ranks.world_size))
 
-    def decided() -> dict[str, Any]:
-        precision = measured_precision(config, hardware, model, strategy_choice)
-        return asdict(decide(config, hardware, model, attention, strategy_choice, ranks.world_size, kernels, precision))
-
-    made = ranks.lead(decided)
-    choices = Choices(**{name: Choice(**choice) for name, choice in made.items()})
-    choices = ranks.each(lambda: to_fp8(config, model, choices))
-    if choices.recompute.value != "off":
-        ranks.each(lambda: set_recompute(model.module, int(choices.recompute.value)))
+    choices = _choices(config, ranks, hardware, model, attention, strategy_choice, kernels)
     shape = BatchShape(config.rows_per_step, int(choices.micro_rows.value), ranks.world_size)
     planner = make_planner(config, prepared, steps=1)
     fill = planner.fill()
