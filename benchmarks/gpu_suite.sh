@@ -21,7 +21,7 @@ SAME_CODE="--set compute.attention=sdpa compute.kernels=off" # or the gate in fp
 
 # name | seconds | CSV | needs this file | command. One line is one part; seconds add up to less than 9 minutes.
 PARTS="
-tests       | 135 | -               | tests/gpu                 | -m pytest -m gpu -p no:cacheprovider --junitxml=$LOGS/tests.xml $GPU_TESTS
+tests       | 130 | -               | tests/gpu                 | -m pytest -m gpu -p no:cacheprovider --junitxml=$LOGS/tests.xml $GPU_TESTS
 throughput  |  95 | throughput.csv  | benchmarks/throughput.py  | benchmarks/throughput.py --budget 80 --out $RESULTS
 fp8_check   |  80 | fp8_check.csv   | benchmarks/fp8_check.py   | benchmarks/fp8_check.py $ONE_B --out $RESULTS
 plan_memory |  70 | plan_memory.csv | benchmarks/plan_memory.py | benchmarks/plan_memory.py --models tiny 100m --out $RESULTS

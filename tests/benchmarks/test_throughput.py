@@ -205,10 +205,11 @@ def test_a_part_that_fails_keeps_no_other_from_running(tmp_path):
     out = tmp_path / "out"
     done = suite(out, PYTHON=str(fake))
     assert done.returncode == 1, done.stdout + done.stderr
-    table = {line.split()[0]: " ".join(line.split()[2:]) for line in done.stdout.splitlines()[-8:]}
+    table = {line.split()[0]: " ".join(line.split()[2:]) for line in done.stdout.splitlines()[-9:]}
     assert table == {
         "part": "outcome CSV", "tests": "ok -", "throughput": "ok throughput.csv", "fp8_check": "ok -",
-        "plan_memory": "ok -", "rssm_kernel": "ok -", "shards": "ok -", "train_step": "failed: exit code 3 -",
+        "plan_memory": "ok -", "rssm_kernel": "ok -", "shards": "ok -", "overhead": "ok -",
+        "train_step": "failed: exit code 3 -",
     }  # fmt: skip
     assert (out / "logs" / "throughput.log").read_text().startswith(".:kernels")
     done = suite(out, PYTHON=str(fake), ONLY="tests fp8_check")
