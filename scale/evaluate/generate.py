@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from scale.data.tokenizer import start_id
+from scale.models.modes import evaluating
 
 
 def generate(
@@ -24,10 +25,8 @@ def generate(
         {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature > 0 else {"do_sample": False}
     )
     out = []
-    was_training = model.training
-    model.eval()
     device = next(model.parameters()).device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), evaluating(model):
         torch.manual_seed(seed)
         for prompt in prompts:
             ids = [start_id(tokenizer), *tokenizer(prompt, add_special_tokens=False).input_ids]
@@ -41,5 +40,4 @@ def generate(
                 **sampling,
             )
             out.append(tokenizer.decode(out_BL[0], skip_special_tokens=True))
-    model.train(was_training)
     return out

@@ -11,6 +11,7 @@ from scale.data.documents import Documents
 from scale.data.packing import Row, Span, best_fit
 from scale.data.rows import RowReader
 from scale.hardware import sum_dtype
+from scale.models.modes import evaluating
 from scale.protocols import Score, Strategy
 
 
@@ -41,13 +42,11 @@ class HeldOut:
         }
 
     def score(self) -> Score:
-        was_training = self.root.training
-        self.root.eval()
         sums: dict[str, Tensor] = {}  # of each term, by source: total and count
         weights: dict[str, float] = {}
         dtype = sum_dtype(self.strategy.ranks.device)
         nothing = torch.zeros(len(self.rows), 2, dtype=dtype, device=self.strategy.ranks.device)
-        with torch.no_grad():
+        with evaluating(self.root):
             for i, rows in enumerate(self.rows.values()):
                 mine = self._share(rows)
                 for at in range(0, len(mine), self.micro_rows):
@@ -56,7 +55,6 @@ class HeldOut:
                     for name, term in loss.terms.items():
                         weights[name] = term.weight
                         sums.setdefault(name, nothing.clone())[i] += torch.stack([term.total.to(dtype), term.count])
-        self.root.train(was_training)
         if not sums:
             return Score(0.0, 0)
         sums_TS2 = self.strategy.ranks.all_sum(torch.stack(list(sums.values()))).cpu()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from scale.errors import UsageError
+from scale.models.modes import evaluating
 from scale.protocols import Batch, Loss, Term
 
 _DOCUMENT = 8
@@ -30,19 +31,17 @@ def refuse_leaks(root: nn.Module, vocab_size: int, wrapped: nn.Module | None = N
     other_BL = ids_BL.clone()
     other_BL[:, :_DOCUMENT] = (other_BL[:, :_DOCUMENT] + vocab_size // 2) % vocab_size
     position_BL = torch.arange(_DOCUMENT, device=device).repeat(2, 2)
-    objective, was_training = inner.objective, wrapped.training
+    objective = inner.objective
     inner.objective = partial(_second_document, getattr(objective, "logits", _plain_logits))
-    wrapped.eval()
     try:
         # a probe of this size would be compiled for nothing
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        with evaluating(wrapped), torch.compiler.set_stance("force_eager"):
             first, second = (
                 wrapped({"input_ids": ids, "position_ids": position_BL}).metrics["logits"].total
                 for ids in (ids_BL, other_BL)
             )
     finally:
         inner.objective = objective
-        wrapped.train(was_training)
     change = (first - second).abs().max().item()
     if change > 1e-4 * max(1.0, first.abs().max().item()):
         raise UsageError(

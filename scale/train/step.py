@@ -15,6 +15,7 @@ from torch import Size, Tensor, nn
 from scale.config.optim import ScheduleConfig, SpikeConfig
 from scale.errors import OutOfMemory, ScaleError
 from scale.hardware import sum_dtype
+from scale.models.modes import evaluating
 from scale.protocols import Batch, Group, Loss, Objective, Source, StepReport, Strategy
 from scale.train.observe import LayerGradients, Watcher, together
 from scale.train.schedule import lr_factor
@@ -146,13 +147,10 @@ class BackwardStepper:
         batches = group.split(self.split)
         denominators = self._denominators(batches)
         total = torch.zeros((), dtype=sum_dtype(self.strategy.ranks.device), device=self.strategy.ranks.device)
-        training = self.root.training
-        self.root.eval()
-        with torch.no_grad():
+        with evaluating(self.root):
             for batch in batches:
                 out: Loss = self.root(self._to_device(batch))
                 total += sum_of(term.weight * term.total / denominators[name] for name, term in out.terms.items())
-        self.root.train(training)
         return float(self.strategy.ranks.all_sum(total))
 
     def advance(self, steps: int) -> None:

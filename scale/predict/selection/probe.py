@@ -13,6 +13,7 @@ from scale.data.packing import Span, best_fit
 from scale.data.rows import RowReader
 from scale.data.selection import pack_weighted
 from scale.errors import ScaleError
+from scale.models.modes import evaluating
 from scale.predict.selection.selector import Probed
 from scale.protocols import Strategy
 
@@ -44,15 +45,12 @@ class ForwardProbe:
 
     def _forward(self, batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         """Loss sums (b, S) of the micro-batches."""
-        was_training = self.root.training
-        self.root.eval()
         sums = []
-        with torch.no_grad():
+        with evaluating(self.root):
             for at in range(0, len(batch["targets"]), self.micro_rows):
                 part = {k: v[at : at + self.micro_rows].to(self.strategy.ranks.device) for k, v in batch.items()}
                 segments = self.root(part).per_segment
                 if segments is None:
                     raise ScaleError("selection: the objective does not tell the losses of documents")
                 sums.append(segments)
-        self.root.train(was_training)
         return sums
