@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from scale.config.predict import PredictConfig
 from scale.errors import UsageError
+from scale.models.modes import evaluating
 from scale.parallel.ranks import Ranks
 from scale.predict.stepper import PredictiveStepper
 from scale.protocols import Group, Shard, Shards, StepReport
@@ -44,13 +45,33 @@ def wrap(
     >>> while predictor.steps_done < 1000:
     ...     predictor.step(closure)  # zeroes gradients, computes the loss, calls backward, returns the loss
 
+    config: as the `predict` section of a run, enabled by being here; without selection and guard.tokens.
+
     Raises UsageError for several processes (the trainer does those) and for a config that does not fit.
     """
     if dist.is_initialized() and dist.get_world_size() > 1:
         raise UsageError("predict.wrap: one process only; several are for scale.api.Trainer")
-    if config is None or isinstance(config, Mapping):
+    if not isinstance(config, PredictConfig):
         config = PredictConfig.model_validate({"enabled": True, **(config or {})})
-    return Predictor(_Loop(model, optimizer, steps, check, schedule, tokens, check_tokens), config)
+    return Predictor(_Loop(model, optimizer, steps, check, schedule, tokens, check_tokens), _fitting(config))
+
+
+def _fitting(config: PredictConfig) -> PredictConfig:
+    """The config, enabled if it is silent about that. Raises UsageError for what has no meaning around a loop."""
+    if "enabled" in config.model_fields_set and not config.enabled:
+        raise UsageError(
+            "predict.wrap: enabled = False: to wrap is to enable; leave it out, or step without a predictor"
+        )
+    if config.selection.kind != "off":
+        raise UsageError(
+            f"predict.wrap: selection.kind = {config.selection.kind!r}: a closure draws its own documents; only 'off' works"
+        )
+    if config.guard.tokens:
+        raise UsageError(
+            f"predict.wrap: guard.tokens = {config.guard.tokens}: a check is one call of your own function; leave it out "
+            "and say how much that reads with check_tokens"
+        )
+    return config.model_copy(update={"enabled": True})
 
 
 class Predictor:
@@ -153,12 +174,8 @@ class _Loop:
         self.steps_done += steps
 
     def score(self, group: Group) -> float:
-        training = self.model.training
-        self.model.eval()
-        with torch.no_grad():
-            loss = float(self.check())
-        self.model.train(training)
-        return loss
+        with evaluating(self.model):
+            return float(self.check())
 
     def step(self, source: _Closure) -> StepReport:
         start = time.perf_counter()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from scale.config.predict import PredictConfig
 from scale.errors import UsageError
 from scale.predict import wrap
 
@@ -32,7 +33,7 @@ class Line:
         torch.manual_seed(0)
         self.model = nn.Linear(8, 1)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
-        self.calls = 0
+        self.calls = self.checks = 0
         self.predictor = None
         if config is not None:
             self.predictor = wrap(
@@ -41,6 +42,7 @@ class Line:
 
     def check(self) -> torch.Tensor:
         assert not self.model.training and not torch.is_grad_enabled()
+        self.checks += 1
         return (self.model(self.x[150:]) - self.y[150:]).square().mean()
 
     def closure(self) -> torch.Tensor:
@@ -93,6 +95,64 @@ def test_state_goes_on_exactly() -> None:
     second.run(73)
     assert torch.equal(second.model.weight, whole.model.weight)
     assert second.predictor.ledger == whole.predictor.ledger
+
+
+def test_each_check_counts_as_one_forward_pass() -> None:
+    line = Line(120, JUMPS)
+    assert line.predictor is not None
+    reports = [line.predictor.step(line.closure) for _ in range(120)]
+    assert line.checks == line.predictor.ledger["check_forwards"] > 10
+    assert sum(report.forward_passes for report in reports) == line.calls + line.checks
+    assert sum(report.forward_tokens for report in reports) == 150 * line.calls + 50 * line.checks
+
+
+def test_a_check_leaves_every_part_in_its_mode() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 1))
+    model[1].eval()  # frozen while the rest trains
+    seen: list[bool] = []
+
+    def check() -> float:
+        seen.append(any(part.training for part in model.modules()))
+        return 5.0 - len(seen)
+
+    def closure() -> torch.Tensor:
+        assert [part.training for part in model.modules()] == [True, True, False, True]
+        optimizer.zero_grad()
+        loss: torch.Tensor = model(torch.ones(3, 2)).square().mean()
+        loss.backward()
+        return loss
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    predictor = wrap(model, optimizer, steps=40, check=check, config=JUMPS)
+    for _ in range(40):
+        predictor.step(closure)
+    assert seen and not any(seen)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"enabled": False}, r"predict.wrap: enabled = False: .*leave it out"),
+        (PredictConfig(enabled=False), r"predict.wrap: enabled = False: .*leave it out"),
+        ({"selection": {"kind": "history"}}, r"predict.wrap: selection.kind = 'history': .* only 'off'"),
+        (
+            {"selection": {"kind": "world", "control": "bandit"}},
+            r"predict.wrap: selection.kind = 'world': .* only 'off'",
+        ),
+        ({"guard": {"tokens": 512}}, r"predict.wrap: guard.tokens = 512: .* check_tokens"),
+    ],
+)
+def test_what_has_no_meaning_around_a_loop_is_refused(config: dict[str, Any] | PredictConfig, said: str) -> None:
+    model = nn.Linear(2, 2)
+    with pytest.raises(UsageError, match=said) as error:
+        wrap(model, torch.optim.SGD(model.parameters(), lr=0.1), steps=10, check=lambda: 0.0, config=config)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("config", [None, {}, {"enabled": True}, PredictConfig(), PredictConfig(enabled=True)])
+def test_to_wrap_is_to_enable(config: dict[str, Any] | PredictConfig | None) -> None:
+    model = nn.Linear(2, 2)
+    assert wrap(model, torch.optim.SGD(model.parameters(), lr=0.1), steps=10, check=lambda: 0.0, config=config)
 
 
 def test_other_masters_than_fp32_are_refused() -> None:

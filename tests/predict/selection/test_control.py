@@ -15,11 +15,11 @@ from scale.data import planner as planning
 from scale.data.selection import LAG
 from scale.errors import UsageError
 from scale.parallel.ranks import Ranks
-from scale.predict.any_loop import wrap
 from scale.predict.selection.control import LONGEST, Episode, between, gain
 from tests.distributed.harness import run_ranks
 from tests.predict.runs import LAST, assert_same_run, cut_back, fit, rows, state, write
 from tests.predict.selection.planted_shares import STEPS, Run
+from tests.train.parts import Numbers
 
 BANDIT = LAST | {"selection": {"kind": "history", "control": "bandit", "shares": [0.25], "episode": 4}}
 LONG = "train.steps=90"
@@ -202,11 +202,6 @@ def test_what_makes_no_sense_is_refused():
         assert text in str(found.value)
 
 
-def test_a_loop_that_draws_no_documents_is_refused():
-    import torch
-
-    model = torch.nn.Linear(2, 1)
-    chosen = {"mode": "auto", "selection": {"kind": "history", "control": "bandit"}}
-    predictor = wrap(model, torch.optim.SGD(model.parameters()), steps=9, check=lambda: 1.0, config=chosen)
+def test_a_source_that_draws_no_documents_is_refused(teaching):
     with pytest.raises(UsageError, match="this source does not choose documents"):
-        predictor.step(lambda: model(torch.ones(1, 2)).sum())
+        teaching.stepper.control.after(Numbers(8))
