@@ -14,8 +14,9 @@ with the mean of the last weights, with outer Nesterov and with EMA-Nesterov. `b
 selection lets the predictive run have a shorter schedule of its own, the same controls also get all the steps: `best at all
 steps` is what has to be reached with fewer.
 
-The number of seeds follows from the spread of paired differences in the first three: enough to show, at 5% and with 80%
-power, that the loss is not worse by more than the margin. `active` is the share of steps that were predicted or made on
+The spread of paired differences in the first three seeds says how many would show, at 5% and with 80% power, that the loss
+is not worse by more than the margin; no more than `--max-seeds` are run, and the table names both. `upper` is the one-sided
+95% bound of the mean difference (Student's t). `active` is the share of steps that were predicted or made on
 chosen documents: 0 means that the stepper chose to do nothing.
 """
 
@@ -30,6 +31,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import t as student
 
 if __package__ in (None, ""):  # run by path: make the folder above importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -83,10 +85,19 @@ def best_lr(task: Task, job: Job, kept: Kept) -> float:
     return min(task.lrs, key=lambda lr: kept.outcome(TASKS, at(job, seed=TUNING_SEED, lr=lr)).loss)
 
 
-def seeds_needed(full: list[Outcome], other: list[Outcome], margin: float, most: int) -> int:
-    """Paired seeds that show non-inferiority by `margin` (relative), from the spread of the pilot; at most `most`."""
-    spread = statistics.stdev(b.loss / a.loss - 1 for a, b in zip(full, other, strict=True))
-    return min(most, max(PILOT, math.ceil((Z * spread / margin) ** 2)))
+def seeds_needed(full: list[Outcome], other: list[Outcome], margin: float) -> int:
+    """Paired seeds that show non-inferiority by `margin` (relative), from the spread of the first three."""
+    pilot = list(zip(full, other, strict=True))[:PILOT]
+    spread = statistics.stdev(b.loss / a.loss - 1 for a, b in pilot)
+    return max(PILOT, math.ceil((Z * spread / margin) ** 2))
+
+
+def upper_bound(changes: list[float]) -> float:
+    """One-sided 95% bound of the mean; nan for one value."""
+    if len(changes) < 2:
+        return math.nan
+    error = statistics.stdev(changes) / math.sqrt(len(changes))
+    return statistics.mean(changes) + float(student.ppf(0.95, len(changes) - 1)) * error
 
 
 def still_falling(outcome: Outcome) -> float:
@@ -95,12 +106,17 @@ def still_falling(outcome: Outcome) -> float:
     return 1 - last / before
 
 
+def changes_of(found: dict[str, list[Outcome]], name: str) -> list[float]:
+    """Relative changes of the held-out loss by seed, against the full runs."""
+    return [b.loss / a.loss - 1 for a, b in zip(found["full"], found[name], strict=True)]
+
+
 def verdict(task: Task, found: dict[str, list[Outcome]]) -> dict[str, Any]:
     """The row of a task: medians over paired seeds."""
     full, jumping = found["full"], found["predict"]
 
     def change(name: str) -> list[float]:
-        return [b.loss / a.loss - 1 for a, b in zip(full, found[name], strict=True)]
+        return changes_of(found, name)
 
     def saved(of: str) -> float:
         return statistics.median(1 - getattr(b, of) / getattr(a, of) for a, b in zip(full, jumping, strict=True))
@@ -110,17 +126,17 @@ def verdict(task: Task, found: dict[str, list[Outcome]]) -> dict[str, Any]:
 
     best, best_full = best_of("shorter"), best_of("full")
     changes = change("predict")
-    error = statistics.stdev(changes) / math.sqrt(len(changes)) if len(changes) > 1 else math.nan
     return {
         "task": task.name,
         "seeds": len(full),
+        "needed": seeds_needed(full, jumping, task.margin) if len(full) >= PILOT else math.nan,
         "falling": statistics.median(still_falling(one) for one in full),
         "saved": saved("backward"),
         "flops": saved("flops"),
         "seconds": saved("seconds"),
         "active": statistics.median(one.active for one in jumping),
         "change": statistics.median(changes),
-        "upper": statistics.mean(changes) + 1.645 * error,
+        "upper": upper_bound(changes),
         "best": best,
         "control": statistics.median(change(best)),
         "best_full": best_full,
@@ -147,7 +163,7 @@ def show(rows: list[dict[str, Any]], console: Console) -> None:
     for row in rows:
         table.add_row(
             f"{row['task']} (goal -{row['goal']:.0%})",
-            str(row["seeds"]),
+            f"{row['seeds']} of {row['needed']}",
             f"{-row['falling']:+.1%}",
             f"{-row['saved']:+.1%}",
             f"{-row['flops']:+.1%}",
@@ -164,12 +180,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK", help=", ".join(TASKS))
     parser.add_argument("--max-seeds", type=int, default=8, help="most paired seeds of a task (%(default)s)")
-    parser.add_argument("--quick", action="store_true", help="one seed of one task, nothing is kept")
+    parser.add_argument("--quick", action="store_true", help="one seed of one task; needs --out")
     parser.add_argument(
         "--kept", type=Path, default=CACHE / "predict_vs_full.jsonl", help="finished runs (%(default)s)"
     )
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the CSV (%(default)s)")
     args = parser.parse_args()
+    if args.quick and args.out == RESULTS:
+        parser.error("--quick: give it an --out folder, or its single seed would replace the table")
     console = Console(width=150)
     if args.quick:
         args.tasks, args.kept = ["network"], args.out / "predict_vs_full.jsonl"
@@ -178,13 +196,16 @@ def main() -> int:
     for task in (TASKS[name] for name in args.tasks):
         found = providers(task, list(range(1 if args.quick else PILOT)), kept)
         if not args.quick:
-            count = seeds_needed(found["full"], found["predict"], task.margin, args.max_seeds)
-            found = providers(task, list(range(count)), kept)
+            needed = seeds_needed(found["full"], found["predict"], task.margin)
+            found = providers(task, list(range(min(needed, max(args.max_seeds, PILOT)))), kept)
         rows.append(verdict(task, found))
         for metric, unit in (("loss", "nats"), ("backward", "steps"), ("flops", "steps"), ("seconds", "s")):
             measured = {name: [getattr(one, metric) for one in outcomes] for name, outcomes in found.items()}
             csv += summarise("predict_vs_full", metric, unit, task.steps, task.name, measured, "full")
+        bounds = {name: [upper_bound(changes_of(found, name))] for name in found if name != "full"}
+        csv += summarise("predict_vs_full", "upper", "relative", task.steps, task.name, bounds, "predict")
         show(rows[-1:], console)
+    console.print(f"runs kept from code at: {', '.join(sorted(kept.commits))}")
     write_csv(args.out / "predict_vs_full.csv", csv, this_machine("cpu"))
     show(rows, console)
     return 0

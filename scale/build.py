@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from scale.checks import (
+    check_held_back,
     check_length,
     check_memory,
     check_plan,
@@ -139,7 +140,9 @@ def build_trainer(
     shape = BatchShape(config.rows_per_step, int(choices.micro_rows.value), ranks.world_size)
     planner = make_planner(config, prepared, steps=1)
     fill = planner.fill()
-    steps = total_steps(config, sum(order.positions for order in planner.orders), fill)
+    positions = sum(order.positions for order in planner.orders)
+    steps = total_steps(config, positions, fill)
+    ranks.each(lambda: check_held_back(config, positions))
     ranks.each(lambda: check_plan(config, steps, any(documents.tokens for documents in prepared.valid)))
     flops = partial(flops_per_token, size, model.config)
     make = STRATEGIES[choices.strategy.value]

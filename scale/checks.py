@@ -114,6 +114,15 @@ def _smaller(config: PretrainRun, strategy: str, hardware: Hardware) -> str:
     return f"{', '.join(ways[:-1])} or {ways[-1]}"
 
 
+def check_held_back(config: PretrainRun, positions: int) -> None:
+    """Check batches that would take a good part of the training data (`positions` tokens) away."""
+    wanted = config.predict.guard.tokens
+    if config.predict.enabled and wanted > positions / 10:
+        raise UsageError(
+            f"predict.guard.tokens = {wanted:,}: more than a tenth of the {positions:,} training tokens would be held back"
+        )
+
+
 def check_plan(config: PretrainRun, steps: int, held_out: bool) -> None:
     """Settings that a run of this length could not honour."""
     warmup = warmup_steps(config.schedule, steps)

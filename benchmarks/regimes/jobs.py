@@ -11,7 +11,9 @@ from typing import Any
 from benchmarks.regimes import controls
 from benchmarks.regimes.start import Settings
 from benchmarks.regimes.tasks import Outcome, Task, predictive, run
+from scale.monitor.run_state import read_git
 
+COMMIT = (read_git(Path(__file__).parent)["git_commit"] or "")[:12]
 CONTROLS: dict[str, Callable[..., Any]] = {
     "tail mean": lambda full: controls.TailMean(full, 0.1),
     "outer Nesterov": lambda full: controls.OuterNesterov(full, 20, 0.5),
@@ -42,10 +44,13 @@ class Kept:
     def __init__(self, path: Path, say: Callable[[str], None]):
         self.path, self.say = path, say
         self.found: dict[str, Outcome] = {}
+        self.commits: set[str] = set()
+        """Of the code that made them: outcomes of older code are used as they are."""
         if path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
                 record = json.loads(line)
                 self.found[record["key"]] = Outcome(**record["outcome"])
+                self.commits.add(record.get("commit", "unknown"))
 
     def outcome(self, tasks: Mapping[str, Task], job: Job) -> Outcome:
         """Run the job, unless that was done before."""
@@ -55,7 +60,7 @@ class Kept:
             found = run(tasks[job.task], settings, around)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as handle:
-                handle.write(json.dumps({"key": job.key, "outcome": asdict(found)}) + "\n")
+                handle.write(json.dumps({"key": job.key, "commit": COMMIT, "outcome": asdict(found)}) + "\n")
             self.found[job.key] = found
             self.say(f"{job.task}: {job.kind} seed {job.seed} steps {job.steps} lr {job.lr:g}: loss {found.loss:.5g}")
         return self.found[job.key]

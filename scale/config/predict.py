@@ -35,6 +35,12 @@ class WorldConfig(Strict):
     paths: Annotated[int, Field(ge=1, le=256)] = 16
     """Sampled futures of each member."""
 
+    @model_validator(mode="after")
+    def _check(self) -> WorldConfig:
+        if self.replay < 2 * self.bptt:
+            raise ValueError(f"world.replay = {self.replay}: holds no two windows of world.bptt = {self.bptt} moments")
+        return self
+
 
 class GuardConfig(Strict):
     """What is checked before a jump counts, and what it may cost in memory."""
@@ -67,12 +73,12 @@ class SelectionConfig(Strict):
     kind: Literal["off", "history", "world"] = "off"
     """history: the highest remembered loss first, of a piece or of its neighbours in the document; what was never heard of
     before all. world: as foreseen today."""
-    keep: Annotated[float, Field(gt=0, le=1)] = 0.5
+    keep: Annotated[float, Field(ge=0.01, le=1)] = 0.5
     """Share of the candidates that is trained on. With control = bandit: one of the shares to choose from."""
     control: Literal["fixed", "bandit"] = "fixed"
     """fixed: `keep` throughout. bandit: all documents at first; then keep, shares or all of them, whichever lowers the check
     loss fastest, tried in episodes between episodes on all."""
-    shares: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(max_length=4)] = ()
+    shares: Annotated[tuple[Annotated[float, Field(ge=0.01, lt=1)], ...], Field(max_length=4)] = ()
     """Further shares for the bandit to choose from."""
     episode: Annotated[Count, Field(ge=4)] = 48
     """Full steps by which the bandit judges a share; they begin when the first window of that share is reached."""
@@ -81,10 +87,13 @@ class SelectionConfig(Strict):
     memory: Annotated[float, Field(ge=0, lt=1)] = 0.7
     """Weight of a document's earlier losses against its newest."""
     probe: Fraction = 0.0
-    """Largest share of the candidates that are scored by a forward pass because the world model is unsure of them."""
+    """Largest share of the candidates that are scored by a forward pass because the world model is unsure of them. Needs
+    data.workers = 0."""
 
     @model_validator(mode="after")
     def _check(self) -> SelectionConfig:
+        if self.unbiased and self.kind == "off":
+            raise ValueError("selection.unbiased = true: needs selection.kind = 'history' or 'world' (it is 'off')")
         if self.probe and self.kind != "world":
             raise ValueError(
                 f"selection.probe = {self.probe}: only selection.kind = 'world' knows what it is unsure of"
@@ -134,7 +143,7 @@ class PredictConfig(Strict):
     """Where to jump: what the choice is from. Each keeps fp32 copies of the weights, which the table of facts counts."""
     coefficients: Literal["world", "line", "fixed", "last"] = "world"
     """How far along a direction: as the world model learned from how far past drift carried; as a straight line would; a
-    fixed share of it; the last update repeated."""
+    fixed share of it; the last update repeated (a straight line along the direction optimizer, which it asks for)."""
     fixed: Positive | None = None
     """Share of the straight line; given with coefficients = fixed, and only then."""
     confidence: Fraction = 0.85
@@ -150,7 +159,7 @@ class PredictConfig(Strict):
     guard: GuardConfig = GuardConfig()
     selection: SelectionConfig = SelectionConfig()
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Of the world model, its sampled futures and the choice between jumps."""
+    """Of the world model and its sampled futures, and of rounding where weights are kept in bf16."""
 
     @model_validator(mode="before")
     @classmethod
@@ -168,7 +177,18 @@ class PredictConfig(Strict):
     @model_validator(mode="after")
     def _check(self) -> PredictConfig:
         if len(set(self.horizons)) < len(self.horizons) or len(set(self.directions)) < len(self.directions):
-            raise ValueError("horizons and directions: name each one once")
+            raise ValueError(
+                f"horizons = {list(self.horizons)}, directions = {list(self.directions)}: name each one once"
+            )
+        if self.use == "shadow" and self.mode == "observe":
+            raise ValueError(
+                "use = 'shadow' with mode = 'observe': nothing would ever be kept (mode = 'auto' or 'always')"
+            )
+        if self.coefficients == "last" and self.directions != ("optimizer",):
+            raise ValueError(
+                f"coefficients = 'last' with directions = {list(self.directions)}: the last update is the direction "
+                "'optimizer'; name that one alone (or coefficients = 'line')"
+            )
         if (self.fixed is not None) != (self.coefficients == "fixed"):
             raise ValueError(f"fixed = {self.fixed} with coefficients = {self.coefficients!r}: they belong together")
         if self.stop_below is not None and (self.use != "shadow" or self.mode == "observe"):

@@ -32,7 +32,6 @@ FIELDS = (
     "gradient_norm",
     "phase",
     "was_predicted",
-    "prediction_error",
     "predicted_loss",
     "confidence",
     "prediction",
@@ -167,7 +166,7 @@ class Metrics:
 def _prediction(report: StepReport) -> dict[str, Any]:
     """What the predictor said in this step, beside its own columns."""
     said = dict(report.prediction)
-    own = {name: said.pop(name, None) for name in ("predicted_loss", "prediction_error", "confidence", "ledger")}
+    own = {name: said.pop(name, None) for name in ("predicted_loss", "confidence", "ledger")}
     return own | {"prediction": said or None}
 
 

@@ -47,6 +47,7 @@ class Attempt:
             "check_before": self.before,
             "check_after": self.after,
             "kept": self.kept,
+            "expected_gain": self.decision.expected,
             "shadow": self.shadow,
         }
 
@@ -96,7 +97,7 @@ class Attempts:
         """Of the last jump: the most that it can be worth, what it was judged to be worth, the rate of full steps before it."""
         self.base: tuple[int, float] | None = None
         """(full steps made, check loss) of weights that no jump has moved since."""
-        self.losses: list[float] | None = None
+        self.losses: list[float] = []
         """What the world model had foreseen for the steps that are now counted."""
 
     @property
@@ -122,7 +123,7 @@ class Attempts:
         self.ledger.attempts += 1
         self.ledger.rejected += found.rejected
         if self.config.use == "shadow":
-            if found.kept and self.shadow.offer(step, found.after):
+            if found.after < before and self.shadow.offer(step, found.after):
                 attempt.shadow = found.after
             self.jump.rollback()
             attempt.kept = 0
@@ -165,9 +166,10 @@ class Attempts:
         most = MOST * attempt.kept
         if not math.isfinite(after) or not (always or after < attempt.before):
             self._undo(verdict)
-            self.account.add(-relaxed)
+            self.rate.undone(relaxed)
+            self.account.add(-relaxed, cost - relaxed)
         else:
-            self.account.add(min(self.config.guard.credit * worth, most))
+            self.account.add(self._due(worth, most), cost - relaxed)
             self.rate.jumped(self.made, attempt.before, after, relaxed)
             self.ledger.accepted += 1
         if always:
@@ -175,7 +177,7 @@ class Attempts:
         else:
             verdict.credit = self.account.withdraw(min(most, room))
         verdict.paid = always or self.account.pays
-        self.losses = attempt.decision.loss_K
+        self.losses = (attempt.decision.loss_K or [])[relaxed:]
         self.open = None
         self.unsettled = None if always or verdict.undone else [most, worth, verdict.rate]
         return verdict
@@ -187,11 +189,14 @@ class Attempts:
         if self.unsettled is None:
             return 0
         most, worth, rate = self.unsettled
-        self.unsettled = None
+        self.unsettled, self.losses = None, []
         exact = settled(worth, self.config.guard.relax, rate, self.rate.latest())
-        share = self.config.guard.credit
-        self.account.balance += min(share * exact, most) - min(share * worth, most)
+        self.account.balance += self._due(exact, most) - self._due(worth, most)
         return self.account.withdraw(min(int(most), room))
+
+    def _due(self, worth: float, most: float) -> float:
+        """Steps to be credited for a worth: a share of a gain, all of a loss."""
+        return min(self.config.guard.credit * worth, most) if worth > 0 else worth
 
     def level(self, source: Source) -> float:
         """Check loss of the present weights; they are checked once."""
@@ -209,11 +214,13 @@ class Attempts:
         self.ledger.rejected += verdict.attempt.kept
         verdict.undone = True
 
-    def foreseen(self, left: int) -> dict[str, Any]:
-        """The loss that full steps would have had by now, as the world model saw it; `left` counted steps are to come."""
+    def foreseen(self) -> dict[str, Any]:
+        """The loss that full steps would have had by the step that is counted next, as the world model saw it before the
+        jump; nothing beyond its horizon."""
         if not self.losses:
             return {}
-        return {"predicted_loss": self.losses[max(0, len(self.losses) - 1 - left)]}
+        now, *self.losses = self.losses
+        return {"predicted_loss": now}
 
     def reward(self, attempt: Attempt) -> float:
         """Of a jump of which nothing was kept."""

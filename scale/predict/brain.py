@@ -37,7 +37,9 @@ class Decision:
     factor_P: list[float]
     """Learned from earlier jumps: by what the coefficients of each place are multiplied."""
     gain: float | None
-    """Fall of the loss that is foreseen, corrected by what was missed in similar states."""
+    """Fall of the loss that the world model foresees."""
+    expected: float | None
+    """The same, corrected by what it missed in similar states."""
     features_F: list[float]
 
 
@@ -95,25 +97,25 @@ class Brain:
         if forecast is None and (self.config.coefficients == "world" or self.config.confidence > 0):
             return {"stay": "world model not trained yet", "soon": True}
         confidence = None if forecast is None else forecast.confidence
-        if confidence is not None and confidence < self.config.confidence:
-            return {"stay": f"confidence {confidence:.2f}"}
-        context = self._context(step, steps, lr_factors[0], forecast, stats)
+        if forecast is not None:
+            self.foreseen = forecast.loss_T[0]
+        if confidence is not None and not confidence >= self.config.confidence:  # nan is no confidence either
+            return {"stay": f"confidence {confidence:.2f}", "confidence": confidence}
+        gain = None if forecast is None else forecast.loss_T[0] - forecast.loss_T[-1]
+        expected = None if gain is None else gain + self.residuals.correction(step, self.last_F)
+        context = self._context(step / steps, lr_factors[0], forecast, stats, expected)
         arms = [arm for arm in self.bandit.arms if arm[1] in ready]
         arm = self.bandit.choose(context, arms, stay=self.config.mode == "auto")
         if arm == STAY:
-            return {"stay": "full steps pay more"}
+            return {"stay": "full steps pay more", "confidence": confidence}
         horizon, direction = int(arm[0]), arm[1]
         reach = self._reach(min(horizon, longest), lr_factors, forecast)
         losses = None if forecast is None else forecast.loss_T[: len(reach)]
-        gain = None if losses is None else self._gain(step, losses)
         factors = [self.correction.factor(*place) for place in places]
         decision = Decision(
-            direction, horizon, len(reach), reach, confidence, losses, context, factors, gain, self.last_F
+            direction, horizon, len(reach), reach, confidence, losses, context, factors, gain, expected, self.last_F
         )
         return {"go": vars(decision)}
-
-    def _gain(self, step: int, losses: list[float]) -> float:
-        return losses[0] - losses[-1] + self.residuals.correction(step, self.last_F)
 
     def _reach(self, horizon: int, lr_factors: Sequence[float], forecast: Forecast | None) -> list[list[float]]:
         """Coefficients of 1..horizon steps by kind: straight lines x sum of lr factors."""
@@ -131,7 +133,12 @@ class Brain:
         return [share] * len(KINDS)
 
     def _context(
-        self, step: int, steps: int, lr_factor: float, forecast: Forecast | None, stats: GroupStats | None
+        self,
+        position: float,
+        lr_factor: float,
+        forecast: Forecast | None,
+        stats: GroupStats | None,
+        expected: float | None,
     ) -> list[float]:
         """What the worth of a jump may depend on."""
         slope, noise = self.signals.slope(32), self.signals.noise
@@ -143,10 +150,11 @@ class Brain:
             confidence,
             min(1.5, max(-0.5, carry)),
             min(1.0, max(-1.0, -slope / noise)),
-            step / steps,
+            position,
             lr_factor,
             cosine,
             min(1.0, self.signals.oscillation),
+            min(1.0, max(-1.0, (expected or 0.0) / noise)),
         ]
 
     def share_context(self, position: float) -> list[float]:
@@ -164,10 +172,15 @@ class Brain:
         before = {place: factor for place, factor in zip(stayed, decision.factor_P, strict=True)}
         self.correction.learn({place: share * before[place] for place, share in stayed.items()})
 
-    def jumped(self, steps: int) -> None:
-        """A jump was kept: it is part of what leads to the next step."""
+    def jumped(self, steps: int, decision: Decision) -> None:
+        """`steps` of a jump were kept: they are part of what leads to the next step."""
         self.signals.jumped()
-        self.action = (1.0, steps)
+        reach_G = decision.reach_KG[steps - 1]
+        self.action, self.foreseen = (sum(reach_G) / len(reach_G) / steps, steps), None
+
+    def undone(self) -> None:
+        """A jump was undone, the steps after it with it."""
+        self.foresight.replay.cut()
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -185,7 +198,7 @@ class Brain:
 
 
 PARTS = ("signals", "encoder", "foresight", "bandit", "residuals", "correction")
-CONTEXT = 8
+CONTEXT = 9
 """Numbers in a context."""
 _DD, _DU, _UU = 7, 8, 9
 

@@ -118,7 +118,7 @@ def climb(
         weights.apply(vectors, c_G, seed + len(found.parts), factor_P)
         loss = check()
         found.forwards += 1
-        limit = found.after + guard.tolerance * abs(before)
+        limit = min(found.after, before) + guard.tolerance * abs(before)
         if math.isfinite(loss) and loss < limit and weights.drift() <= guard.drift:
             found.after, found.kept = loss, found.kept + steps
             found.parts.append(c_G)

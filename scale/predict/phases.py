@@ -44,6 +44,11 @@ class Phases:
         """A jump was taken: now full steps that show what it was worth."""
         self.phase, self.left, self.since = "correct", self.config.guard.relax, 0
 
+    def rest(self) -> None:
+        """Leave what a jump began, and go on with full steps."""
+        if self.phase in ("correct", "predict"):
+            self.phase, self.left = "full", 0
+
     def to_judge(self) -> bool:
         """Whether the relaxing steps are over."""
         return self.phase == "correct" and self.left == 0

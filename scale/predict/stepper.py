@@ -166,13 +166,13 @@ class PredictiveStepper:
             )
         )
         if "stay" in said:
-            self.phases.waited(paid=said.get("soon", False))
-            return {"stay": said["stay"]}
+            self.phases.waited(paid=said.get("soon", False) or self.config.mode == "always")
+            return {"stay": said["stay"], "confidence": said.get("confidence")}
         attempt = self.attempts.start(said["go"], source, done)
         if attempt.kept:
             self.phases.jumped()
             if self.ranks.rank == 0:
-                self.brain.jumped(attempt.kept)
+                self.brain.jumped(attempt.kept, attempt.decision)
         elif attempt.tried:
             self._learn(attempt, self.attempts.reward(attempt))
             self.phases.waited(
@@ -189,6 +189,8 @@ class PredictiveStepper:
         if self.ranks.rank == 0:
             stayed = dict(zip(self.attempts.jump.places, verdict.stayed_P, strict=True))
             gain = verdict.attempt.before - verdict.after
+            if verdict.undone:
+                self.brain.undone()
             self.brain.compare(self.full.steps_done, verdict.attempt.decision, gain, stayed)
         self.phases.judged(verdict.credit, verdict.paid)
         return verdict.says()
@@ -220,7 +222,7 @@ class PredictiveStepper:
             forward_tokens=forwards * self.attempts.tokens,
             backward_tokens=0,
             seconds=time.perf_counter() - start,
-            prediction=self.attempts.foreseen(self.phases.left) | self._accounts(),
+            prediction=self.attempts.foreseen() | self._accounts(),
         )
 
     def _accounts(self) -> dict[str, Any]:
@@ -271,6 +273,9 @@ class PredictiveStepper:
                 getattr(self, name).load_state_dict(state["predict"][name])
             if self.control:
                 self.control.load_state_dict(state["predict"]["control"])
+            if self.config.mode == "observe":  # from here on no weight is moved or put back, and no step is skipped
+                self.attempts.open = None
+                self.phases.rest()
         else:
             self.event("predict", f"step {self.full.steps_done}: no prediction so far; it begins to watch here")
 
@@ -281,4 +286,6 @@ class PredictiveStepper:
         selection = self.config.selection
         shapes["predict.selection.control"] = selection.control
         shapes["predict.selection.shares"] = list(selection.arms) if selection.control == "bandit" else []
-        return shapes | {f"predict.world.{key}": config["world"][key] for key in ("members", "hidden", "latent")}
+        return shapes | {
+            f"predict.world.{key}": config["world"][key] for key in ("members", "hidden", "latent", "replay")
+        }

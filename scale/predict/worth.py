@@ -42,10 +42,10 @@ class Account:
         self.recent: list[float] = []
         """What the last attempts brought, costs of rejected ones included."""
 
-    def add(self, worth: float) -> None:
-        """A verdict, in full steps."""
-        self.balance += worth
-        self.tried(worth)
+    def add(self, progress: float, cost: float) -> None:
+        """A verdict: full steps of progress, and what checking it cost."""
+        self.balance += progress
+        self.tried(progress - cost)
 
     def tried(self, brought: float) -> None:
         self.recent = [*self.recent, brought][-self.RECENT :]
@@ -93,6 +93,10 @@ class Rate:
         gained = before - after - relaxed * max(0.0, self.value() or 0.0)
         self.points = [(step, loss - gained) for step, loss in self.points]
         self.note(full_steps, after)
+
+    def undone(self, relaxed: int) -> None:
+        """`relaxed` full steps were made and taken back: they are no time in which the loss could have fallen."""
+        self.points = [(step + relaxed, loss) for step, loss in self.points]
 
     def value(self) -> float | None:
         """Fall of the check loss per full step; None before there are two points."""

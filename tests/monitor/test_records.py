@@ -47,7 +47,6 @@ def test_one_row_by_hand(tmp_path: Path) -> None:
         "gradient_norm": 1.5,
         "phase": "full",
         "was_predicted": False,
-        "prediction_error": None,
         "confidence": None,
         "step_time_ms": 500.0,
         "tokens": 2000,

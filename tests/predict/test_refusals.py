@@ -36,6 +36,18 @@ CASES = {
         {"predict.stop_below": 2.5}, ["predict", "stop_below = 2.5", "use = 'shadow'", "here use = 'adopt'"]),
     "stopping by weights that nobody tries": (
         {"predict.stop_below": 2.5, "predict.use": "shadow", "predict.mode": "observe"}, ["mode = 'observe'"]),
+    "the last update along another direction": (
+        {"predict.coefficients": "last"}, ["coefficients = 'last' with directions = ['drift', 'masked_slope']", "'optimizer'"]),
+    "a shadow that nobody casts": (
+        {"predict.use": "shadow", "predict.mode": "observe"}, ["use = 'shadow' with mode = 'observe'", "mode = 'auto'"]),
+    "weights of documents that nobody chooses": (
+        {"predict.selection": {"unbiased": True}}, ["selection.unbiased = true", "it is 'off'"]),
+    "next to no documents": (
+        {"predict.selection": {"kind": "history", "keep": 1e-9}}, ["predict.selection.keep = 1e-09", "0.01"]),
+    "a memory shorter than a window": (
+        {"predict.world": {"replay": 64, "bptt": 64}}, ["world.replay = 64", "world.bptt = 64"]),
+    "all data held back": (
+        {"predict.guard.tokens": 10**9}, ["predict.guard.tokens = 1,000,000,000", "training tokens would be held back"]),
     "no warm-up": ({"predict.warmup": 0}, ["predict.warmup = 0", "greater than 0"]),
 }  # fmt: skip
 

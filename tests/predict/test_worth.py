@@ -95,7 +95,7 @@ def test_noise_of_single_verdicts_evens_out():
     rng, account, credited = np.random.default_rng(0), Account(), 0
     worths = 0.7 + rng.uniform(-3, 3, 400)
     for worth in worths:
-        account.add(float(worth))
+        account.add(float(worth), 0.0)
         credited += account.withdraw(8)
     assert worths.sum() - 1 < credited + account.balance < worths.sum() + 1 and account.balance < 1
     assert credited < np.maximum(worths, 0).sum() / 2, "single verdicts would have credited noise"
@@ -103,13 +103,13 @@ def test_noise_of_single_verdicts_evens_out():
 
 def test_progress_that_was_lost_is_made_good_before_anything_is_credited():
     account = Account()
-    account.add(-5.0)
+    account.add(-5.0, 1.0)
     assert not account.pays and account.withdraw(10) == 0
-    account.add(4.0)
+    account.add(4.0, 1.0)
     assert account.withdraw(10) == 0
-    account.add(3.5)
+    account.add(3.5, 1.0)
     assert account.pays and account.withdraw(10) == 2 and account.balance == 0.5
-    account.add(9.0)
+    account.add(9.0, 0.0)
     assert account.withdraw(4) == 4 and account.withdraw(10) == 5
 
 

@@ -54,7 +54,8 @@ def row(moment: Moment) -> np.ndarray:
 
 
 class Replay:
-    """Ring buffer of moments. A window never crosses a place where training went back or a step is missing."""
+    """Ring buffer of moments. A window never crosses a place where training went back. Steps that were counted without being
+    made are no gap: what led to the next moment is its action."""
 
     def __init__(self, capacity: int):
         self.rows_NW = np.zeros((capacity, WIDTH), np.float32)
@@ -73,6 +74,10 @@ class Replay:
         self.breaks_N[place] = self.last_step is None or moment.step <= self.last_step
         self.last_step = moment.step
         self.added += 1
+
+    def cut(self) -> None:
+        """What comes next does not follow from what is here."""
+        self.last_step = None
 
     def newest(self, length: int) -> Tensor:
         """Up to `length` last moments that follow each other: (L, W). Raises ValueError if there are none."""

@@ -1,0 +1,89 @@
+"""When a jump is thought of at all."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from scale.config.predict import PredictConfig
+from scale.predict.brain import Brain
+from scale.predict.features import Coming
+from scale.predict.groups import KINDS
+from scale.predict.moments import Forecast, StepFacts
+
+LITTLE = {"members": 1, "hidden": 4, "latent": 2, "train_every": 1000, "paths": 2, "bptt": 4}
+
+
+def facts(step, loss):
+    return StepFacts(step, loss, 1.0, 1.0, step / 100, 512, 32)
+
+
+def brain(losses=40, forecast_confidence=0.7, **config):
+    """A brain that has seen calm full steps, and whose world model says what is asked."""
+    made = Brain(PredictConfig(**({"enabled": True, "mode": "always", "directions": ["drift"], "horizons": [4],
+                                   "min_full": 3, "confidence": 0.6, "world": LITTLE} | config)))  # fmt: skip
+    for step in range(1, losses + 1):
+        made.before(Coming.of(facts(step, 0.0)), None)
+        made.after(facts(step, 5.0 - 0.01 * step + 0.02 * math.sin(7 * step)), None)
+    carry = [[0.5] * len(KINDS)] * 4
+    loss = [4.0, 3.9, 3.8, 3.7]
+    said = Forecast(loss, loss, loss, [1.0] * 4, carry, 0.0, forecast_confidence)
+    made.foresight.forecast = lambda factors: said
+    return made
+
+
+def decide(made, step=40):
+    return made.decide(step, 100, [1.0] * 4, ["drift"], None, [])
+
+
+def test_confident_enough_is_a_jump():
+    said = decide(brain())["go"]
+    assert (said["direction"], said["horizon"], said["confidence"], said["gain"]) == (
+        "drift",
+        4,
+        0.7,
+        pytest.approx(0.3),
+    )
+    assert said["reach_KG"][3] == pytest.approx([2.0] * len(KINDS))  # half of four lines
+
+
+@pytest.mark.parametrize("confidence", [0.59, 0.0, math.nan])
+def test_less_confidence_is_none(confidence):
+    said = decide(brain(forecast_confidence=confidence))
+    assert said["stay"].startswith("confidence") and "soon" not in said
+    assert said["confidence"] == pytest.approx(confidence, nan_ok=True)
+
+
+def test_after_a_sign_of_divergence_min_full_calm_steps_come_first():
+    made = brain()
+    made.before(Coming.of(facts(41, 0.0)), None)
+    assert made.after(facts(41, 50.0), None) is not None
+    for step in (42, 43):
+        assert decide(made, step) == {"stay": "divergence", "soon": True}
+        made.before(Coming.of(facts(step, 0.0)), None)
+        made.after(facts(step, 4.6), None)
+    assert made.calm == 2
+    made.before(Coming.of(facts(44, 0.0)), None)
+    made.after(facts(44, 4.6), None)
+    assert "go" in decide(made, 44)
+
+
+def test_a_loss_far_from_the_foreseen_one_is_a_sign_of_divergence():
+    made = brain(forecast_confidence=0.1)
+    assert "stay" in decide(made)  # it has foreseen 4.0
+    made.before(Coming.of(facts(41, 0.0)), None)
+    assert "was predicted" in made.after(facts(41, 2.0), None)
+    calm = brain()
+    calm.before(Coming.of(facts(41, 0.0)), None)
+    assert calm.after(facts(41, 4.6), None) is None
+
+
+def test_what_was_missed_before_corrects_what_is_expected():
+    made = brain()
+    first = decide(made)["go"]
+    assert first["expected"] == pytest.approx(first["gain"])
+    made.residuals.add(40, first["features_F"], first["gain"], first["gain"] - 0.4)
+    second = decide(made)["go"]
+    assert second["gain"] == first["gain"] and second["expected"] == pytest.approx(first["gain"] - 0.4, abs=0.02)
+    assert second["context"][-1] < first["context"][-1]
