@@ -52,7 +52,10 @@ def load_run(folder: str | Path, step: int | None = None, shadow: bool = False) 
     if shadow:
         predicted = [name for name in saved.shapes() if name.startswith(SHADOW)]
         if not predicted:
-            raise UsageError(f"--shadow: {saved.path} holds no predicted weights (predict.use = 'shadow' keeps them)")
+            raise UsageError(
+                f"--shadow: {saved.path} holds no predicted weights (a run with predict.use = 'shadow' keeps them, once a "
+                "jump has lowered the check loss)"
+            )
         saved.read({name: ours[f"model/{name.removeprefix(SHADOW)}"] for name in predicted})
     tokenizer = tokenizers.load(str(run.model)) if (run.model / "tokenizer.json").exists() else None
     return model.eval(), tokenizer

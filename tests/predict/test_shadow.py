@@ -66,5 +66,5 @@ def test_a_run_without_predicted_weights_is_named(
     jumping: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["export", str(jumping), "--out", str(tmp_path / "out"), "--shadow"]) == 2
-    assert "holds no predicted weights (predict.use = 'shadow' keeps them)" in capsys.readouterr().err
+    assert "holds no predicted weights (a run with predict.use = 'shadow'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
