@@ -74,7 +74,8 @@ def run(task: Task, settings: Settings, around: Around | None = None) -> Outcome
     try:
         trainer = task.start(folder, settings, around)
         start = time.perf_counter()
-        trainer.fit()
+        if (ended := trainer.fit()) != "completed":
+            raise SystemExit(f"{task.name}: {ended} before its end; nothing is kept of it")
         return outcome_of(trainer.folder.path, time.perf_counter() - start)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

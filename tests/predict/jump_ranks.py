@@ -165,7 +165,7 @@ def kept_alone(ranks, kind):
 
 def along_drift(reach_KG, factor_P):
     """A jump."""
-    return Decision("drift", len(reach_KG), len(reach_KG), reach_KG, None, None, [], factor_P, None, [])
+    return Decision("drift", len(reach_KG), len(reach_KG), reach_KG, None, None, [], factor_P, None, None, [])
 
 
 def undone(ranks, kind):

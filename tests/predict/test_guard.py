@@ -70,6 +70,14 @@ def test_the_interval_grows_after_parts_that_lowered_the_loss():
     assert found.parts == [[4.0], [8.0], [16.0], [2.0]]
 
 
+def test_the_interval_grows_no_more_after_it_was_halved():
+    """Grown to 8, halved to 4 by a check that does not fall: from then on parts of 4, though each lowers the loss."""
+    walker, heights = Walker(), iter([9.0, 9.5, 8.0, 7.0, 6.0])
+    guard = GuardConfig(correction_interval=4, growth=2)
+    found = climb(walker, [], part, 16, guard, 10.0, lambda: next(heights), seed=0)
+    assert found.parts == [[4.0], [4.0], [4.0], [4.0]] and (found.kept, found.rejected, found.forwards) == (16, 8, 5)
+
+
 def test_weights_never_drift_further_than_allowed():
     found, walker = run(valley=100, far=50.0, drift=0.1)
     assert walker.at == 4.0 and found.why == "drift", "4 and 4 x 1/2 more would be 6 of 5 allowed"

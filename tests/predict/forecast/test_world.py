@@ -34,8 +34,16 @@ def test_moments_by_hand() -> None:
     for moment, after in zip(moments, coarse.loss_J[1:], strict=True):
         assert moment.baseline + RATE * (moment.loss - moment.baseline) == pytest.approx(after, abs=1e-9)
     assert coarse.ahead()[-2] < 1000 <= coarse.ahead()[-1]
-    other = CoarseCurve(Curve(curve.step_N, np.append(curve.loss_N[:-1], 9.0), curve.lr_T, curve.warmup)).moments()
-    assert other[-1].features_F == moments[-1].features_F or other[-1].noise != moments[-1].noise  # only the unit moves
+
+
+def test_features_know_nothing_of_the_change_that_they_foretell() -> None:
+    curve = falling(500)
+    last = CoarseCurve(curve).moments()[-1]
+    other = CoarseCurve(Curve(curve.step_N, np.append(curve.loss_N[:-1], 9.0), curve.lr_T, curve.warmup)).moments()[-1]
+    assert other.loss > last.loss + 0.05 and other.noise != last.noise
+    changes, other_changes = (np.array(moment.features_F[:3]) * moment.noise for moment in (last, other))
+    np.testing.assert_allclose(other_changes, changes, rtol=1e-9)  # only the unit moved
+    assert other.features_F[3:] == last.features_F[3:]
 
 
 def test_an_even_fall_goes_on() -> None:
