@@ -175,7 +175,7 @@ DEFAULT = {"preset": "balanced"} | RARELY
 """What a user gets without a word, but for `RARELY`."""
 
 NET_LRS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
-TEXT_LRS = (1.5e-3, 3e-3, 6e-3)
+TEXT_LRS = (3e-3, 6e-3, 1.2e-2)
 
 TASKS = {
     task.name: task
@@ -183,8 +183,8 @@ TASKS = {
         Task("linear", "smooth", smooth_trainer("linear", None), 1000, 0.003, (0.003, 0.01, 0.03, 0.1, 0.3, 1.0), EAGER, 0.78),
         Task("network", "smooth", smooth_trainer("network", 100), 600, 3e-4, NET_LRS, EAGER | {"horizons": [9]}, 0.78),
         Task("cnn", "smooth", smooth_trainer("cnn", 100), 600, 3e-4, NET_LRS, EAGER | {"horizons": [13]}, 0.78),
-        Task("text, tuned lr", "text", text_trainer(), 1200, 3e-3, TEXT_LRS, DEFAULT, 0.15, 1000, "world"),
-        Task("text, lr 5x too small", "text", text_trainer(), 1200, 6e-4, (6e-4, *TEXT_LRS), SPARSE, 0.4, 1000, "world"),
+        Task("text, tuned lr", "text", text_trainer(), 1200, 6e-3, TEXT_LRS, DEFAULT, 0.15, 1000, "world"),
+        Task("text, lr 5x too small", "text", text_trainer(), 1200, 1.2e-3, (1.2e-3, *TEXT_LRS), SPARSE, 0.4, 1000, "world"),
         Task("LoRA, recipe lr", "lora", text_trainer(lora=True), 200, 2e-4, (2e-4, 1e-3, 3e-3, 1e-2, 3e-2), ADAPTER, 0.6),
         Task("LoRA, tuned lr", "lora", text_trainer(lora=True), 200, 1e-2, (3e-3, 1e-2, 3e-2), DEFAULT, 0.6),
     )
