@@ -93,7 +93,7 @@ def test_state_is_json():
 
 
 def test_noise_of_single_verdicts_evens_out():
-    """Verdicts of +-3 steps around a worth of 0.7: what is credited is the whole steps of the most they ever summed to."""
+    """Verdicts of +-3 steps around a worth of 0.7: credited are the whole steps of the most they ever summed to."""
     rng, account, credited = np.random.default_rng(0), Account(), 0
     worths = 0.7 + rng.uniform(-3, 3, 400)
     for worth in worths:
