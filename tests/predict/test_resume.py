@@ -97,15 +97,27 @@ def test_guard_and_mode_may_change(jumping, tmp_path):
     assert rows(run)[-1]["ledger"]["attempts"] == rows(run)[20]["ledger"]["attempts"]
 
 
+def test_an_open_jump_is_left_as_it_is_by_a_run_that_only_observes(jumping, tmp_path):
+    """In the middle of relaxing, or of counting: from there on every step is a full one."""
+    path = jumping.parent.parent / "jumping.yaml"
+    phases = {row["step"]: row["prediction"]["phase"] for row in rows(jumping) if row["prediction"]}
+    for phase in ("correct", "predict"):
+        step = next(step for step, name in phases.items() if name == phase)
+        folder = tmp_path / phase
+        run = cut_back(jumping, step, folder)
+        fit(path, f"runs_dir={folder}", "predict.mode=observe", allow=["predict"])
+        assert {row["phase"] for row in rows(run) if row["step"] > step} == {"full"}
+
+
 @pytest.mark.parametrize(
     "change",
     ["directions=[drift]", "directions=[optimizer,window]", "horizons=[6]", "world.hidden=7", "world.members=3",
-     "world.latent=3"],
+     "world.latent=3", "world.replay=64"],
 )  # fmt: skip
 def test_what_the_state_was_made_for_must_not_change(change, jumping, tmp_path):
     run = cut_back(jumping, 20, tmp_path)
     path = jumping.parent.parent / "jumping.yaml"
     with pytest.raises(ScaleError) as found:
-        fit(path, f"runs_dir={tmp_path}", f"predict.{change}", allow=["predict"])
+        fit(path, f"runs_dir={tmp_path}", "predict.coefficients=line", f"predict.{change}", allow=["predict"])
     assert f"predict.{change.split('=')[0]}" in str(found.value) and "\n" not in str(found.value)
     assert last(run).step == 20
