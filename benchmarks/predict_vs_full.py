@@ -39,7 +39,7 @@ if __package__ in (None, ""):  # run by path: make the folder above importable
 from benchmarks.common import RESULTS, summarise, this_machine, write_csv
 from benchmarks.regimes.jobs import CONTROLS, Job, Kept, at
 from benchmarks.regimes.start import CACHE
-from benchmarks.regimes.tasks import TASKS, Outcome, Task, predictor
+from benchmarks.regimes.tasks import SEEDS, TASKS, Outcome, Task, predictor
 
 PILOT = 3
 TUNING_SEED = 1000
@@ -179,7 +179,7 @@ def show(rows: list[dict[str, Any]], console: Console) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK", help=", ".join(TASKS))
-    parser.add_argument("--max-seeds", type=int, default=8, help="most paired seeds of a task (%(default)s)")
+    parser.add_argument("--max-seeds", type=int, help=f"most paired seeds of a task, at least 3 (by regime: {SEEDS})")
     parser.add_argument("--quick", action="store_true", help="one seed of one task; needs --out")
     parser.add_argument(
         "--kept", type=Path, default=CACHE / "predict_vs_full.jsonl", help="finished runs (%(default)s)"
@@ -197,7 +197,7 @@ def main() -> int:
         found = providers(task, list(range(1 if args.quick else PILOT)), kept)
         if not args.quick:
             needed = seeds_needed(found["full"], found["predict"], task.margin)
-            found = providers(task, list(range(min(needed, max(args.max_seeds, PILOT)))), kept)
+            found = providers(task, list(range(min(needed, max(args.max_seeds or SEEDS[task.regime], PILOT)))), kept)
         rows.append(verdict(task, found))
         for metric, unit in (("loss", "nats"), ("backward", "steps"), ("flops", "steps"), ("seconds", "s")):
             measured = {name: [getattr(one, metric) for one in outcomes] for name, outcomes in found.items()}

@@ -174,6 +174,8 @@ SPARSE = PATIENT | RARELY
 DEFAULT = {"preset": "balanced"} | RARELY
 """What a user gets without a word, but for `RARELY`."""
 
+SEEDS = {"smooth": 6, "text": 3, "lora": 3}
+"""Paired seeds at most: what a CPU gets through in hours, not what the margin would take."""
 NET_LRS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 TEXT_LRS = (3e-3, 6e-3, 1.2e-2)
 
