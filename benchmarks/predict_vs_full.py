@@ -61,7 +61,8 @@ def providers(task: Task, seeds: list[int], kept: Kept) -> dict[str, list[Outcom
     found["predict, half coefficients"] = over_seeds(
         at(jumping, predict=predictor(task, coefficients="fixed", fixed=0.5))
     )
-    found["predict, shuffled features"] = over_seeds(at(jumping, kind="shuffled"))
+    if task.predict.get("confidence") != 0:  # or the world model has no say
+        found["predict, shuffled features"] = over_seeds(at(jumping, kind="shuffled"))
     if task.selection != "off":
         found["prediction alone"] = over_seeds(at(jumping, selection="off"))
         for name in ("world", "history"):
