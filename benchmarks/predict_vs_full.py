@@ -17,7 +17,7 @@ steps` is what has to be reached with fewer.
 The spread of paired differences in the first three seeds says how many would show, at 5% and with 80% power, that the loss
 is not worse by more than the margin; no more than `--max-seeds` are run, and the table names both. `upper` is the one-sided
 95% bound of the mean difference (Student's t). `active` is the share of steps that were predicted or made on
-chosen documents: 0 means that the stepper chose to do nothing.
+chosen documents: 0 means that the stepper chose to do nothing. Where no jump was tried there is nothing to ablate.
 """
 
 from __future__ import annotations
@@ -58,10 +58,12 @@ def providers(task: Task, seeds: list[int], kept: Kept) -> dict[str, list[Outcom
         return [kept.outcome(TASKS, at(job, seed=seed)) for seed in seeds]
 
     found = {"full": over_seeds(full), "predict": over_seeds(jumping)}
-    found["predict, half coefficients"] = over_seeds(
-        at(jumping, predict=predictor(task, coefficients="fixed", fixed=0.5))
-    )
-    if task.predict.get("confidence") != 0:  # or the world model has no say
+    tried = any((outcome.ledger or {}).get("attempts") for outcome in found["predict"])
+    if tried:  # or both would be the same runs again
+        found["predict, half coefficients"] = over_seeds(
+            at(jumping, predict=predictor(task, coefficients="fixed", fixed=0.5))
+        )
+    if tried and task.predict.get("confidence") != 0:  # or the world model has no say
         found["predict, shuffled features"] = over_seeds(at(jumping, kind="shuffled"))
     if task.selection != "off":
         found["prediction alone"] = over_seeds(at(jumping, selection="off"))
