@@ -40,7 +40,7 @@ if __package__ in (None, ""):  # run by path: make the folder above importable
 from scale_kernels.rssm.reference import rollout_reference
 
 from benchmarks.common import RESULTS, Row, line_plot, print_table, summarise, this_machine, write_csv
-from benchmarks.rssm_features import cost, same_bits
+from benchmarks.rssm_features import cost, features_agree
 from benchmarks.rssm_providers import KNOWN_INPUTS, ON_CPU, ON_GPU, Ready, known_inputs
 from benchmarks.rssm_work import Case, Given, converted, differences, make
 from scale.errors import ScaleError
@@ -156,7 +156,7 @@ def main(arguments: list[str] | None = None) -> int:
     looks = [] if torch.cuda.is_available() else args.looks
     try:
         for every in looks:
-            same_bits(every)
+            features_agree(every)
         prepared = [prepare(case, args.providers) for case in cases]
     except ScaleError as error:
         print(f"rssm_kernel: error: {error}", file=sys.stderr)

@@ -193,18 +193,19 @@ _NO_PAST = [math.nan] * 13
 def _past(signals: Signals) -> list[float]:
     loss_8, loss_32, loss_128 = (signals.loss[8].value, signals.loss[32].value, signals.loss[128].value)
     grad_8, grad_32, grad_128 = (signals.log_grad[8].value, signals.log_grad[32].value, signals.log_grad[128].value)
-    noise, grad_noise, slope = signals.noise, signals.grad_noise, signals.recent.slope
+    noise, grad_noise, lines = signals.noise, signals.grad_noise, signals.recent.fit()
+    slope_8, slope_32, slope_128 = lines.slope_S
     size = abs(loss_32)
     return [
         (signals.last_loss - loss_8) / noise,
         (loss_8 - loss_32) / noise,
         (loss_32 - loss_128) / noise,
-        slope(8) * 8 / noise,
-        slope(32) * 32 / noise,
-        slope(128) * 128 / noise,
+        slope_8 * 8 / noise,
+        slope_32 * 32 / noise,
+        slope_128 * 128 / noise,
         _log(size),
         _log(noise / max(size, TINY)),
-        signals.oscillation,
+        lines.sign_changes,
         signals.last_log_grad - grad_8,
         grad_8 - grad_32,
         grad_32 - grad_128,

@@ -63,7 +63,7 @@ class Signals:
         self.loss = {scale: Average(scale) for scale in SCALES}
         self.log_grad = {scale: Average(scale) for scale in SCALES}
         self._noise, self._grad_noise = Spread(32), Spread(32)
-        self.recent = Window(max(SCALES))
+        self.recent = Window(SCALES, OSCILLATING)
         self.last_loss = self.last_log_grad = self.last_lr = 0.0
         self.steps = 0
         self.since_jump = 0
@@ -115,13 +115,13 @@ class Signals:
         return self._grad_noise.value
 
     def slope(self, scale: int) -> float:
-        """Least-squares slope of the last `scale` losses, per step; 0 with fewer than three."""
-        return self.recent.slope(scale)
+        """Least-squares slope of the last `scale` losses, one of `SCALES`, per step; 0 with fewer than three."""
+        return self.recent.fit().slope_S[SCALES.index(scale)]
 
     @property
     def oscillation(self) -> float:
         """Share of sign changes among the last 32 losses around their own line, 0 to 1."""
-        return self.recent.sign_changes(OSCILLATING)
+        return self.recent.fit().sign_changes
 
     def moment(
         self,
@@ -172,20 +172,17 @@ class Signals:
             if error > PREDICTION_ERROR * abs(predicted) and error > self.sigma * self.noise:
                 return f"loss {loss:.4g} where {predicted:.4g} was predicted"
         changes, amplitude = OSCILLATION
-        recent_N = self.recent.with_next(loss, OSCILLATING)
-        line = self.recent.line(len(recent_N))
-        slope = line.slope(recent_N)
-        share = line.sign_changes(recent_N, slope)
-        often = len(recent_N) == OSCILLATING and share > changes
-        if often and line.left(recent_N, slope).std() > amplitude * abs(self.baseline):
-            return f"loss oscillates: {share:.0%} sign changes around its trend"
+        fit = self.recent.fit_with(loss)
+        often = len(fit.left_N) == OSCILLATING and fit.sign_changes > changes
+        if often and fit.left_N.std() > amplitude * abs(self.baseline):
+            return f"loss oscillates: {fit.sign_changes:.0%} sign changes around its trend"
         return None
 
     def state_dict(self) -> dict[str, Any]:
         """JSON."""
         averages = {name: [a.seen, a.value] for name, a in self._averages().items()}
         plain = {name: getattr(self, name) for name in _PLAIN}
-        return {"averages": averages, "recent": self.recent.newest(max(SCALES)).tolist(), **plain}
+        return {"averages": averages, "recent": self.recent.values().tolist(), **plain}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
