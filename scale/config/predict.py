@@ -58,7 +58,7 @@ class GuardConfig(Strict):
     relax: Annotated[int, Field(ge=1)] = 5
     """Full steps after a jump before it is judged: right after it, the loss misleads in both directions."""
     credit: Annotated[float, Field(gt=0, le=1)] = 0.8
-    """Share of a jump's measured worth, in full steps, by which the step counter advances (mode auto)."""
+    """Share of a jump's measured worth, in full steps, by which the step counter advances; in mode always, of its length."""
     drift: Positive = 0.1
     """Largest change of the weights in one jump, relative to their norm."""
     offload: bool = False
@@ -75,6 +75,9 @@ class SelectionConfig(Strict):
     before all. world: as foreseen today."""
     keep: Annotated[float, Field(ge=0.01, le=1)] = 0.5
     """Share of the candidates that is trained on. With control = bandit: one of the shares to choose from."""
+    warmup: Annotated[int, Field(ge=0)] = 100
+    """Steps on all documents before any is left out: what is hard for a model that knows nothing yet says little of what will
+    teach it."""
     control: Literal["fixed", "bandit"] = "fixed"
     """fixed: `keep` throughout. bandit: all documents at first; then keep, shares or all of them, whichever lowers the check
     loss fastest, tried in episodes between episodes on all."""
@@ -141,6 +144,10 @@ class PredictConfig(Strict):
     """Lengths of jumps to choose from, in steps."""
     directions: Annotated[tuple[DirectionName, ...], Field(min_length=1, max_length=5)] = ("drift", "masked_slope")
     """Where to jump: what the choice is from. Each keeps fp32 copies of the weights, which the table of facts counts."""
+    strides: Annotated[int, Field(ge=0)] = 0
+    """Full steps that are carried on one after the other, each by a horizon along its own update, before they are judged
+    together: one verdict on a policy, where single jumps cannot be told from noise. 0: single jumps. Needs coefficients =
+    last and every = 1."""
     coefficients: Literal["world", "line", "fixed", "last"] = "world"
     """How far along a direction: as the world model learned from how far past drift carried; as a straight line would; a
     fixed share of it; the last update repeated (a straight line along the direction optimizer, which it asks for)."""
@@ -188,6 +195,11 @@ class PredictConfig(Strict):
             raise ValueError(
                 f"coefficients = 'last' with directions = {list(self.directions)}: the last update is the direction "
                 "'optimizer'; name that one alone (or coefficients = 'line')"
+            )
+        if self.strides and (self.coefficients != "last" or self.every != 1 or self.use != "adopt"):
+            raise ValueError(
+                f"strides = {self.strides}: carries on the update just made, so it needs coefficients = 'last' (it is "
+                f"{self.coefficients!r}), every = 1 (it is {self.every}) and use = 'adopt' (it is {self.use!r})"
             )
         if (self.fixed is not None) != (self.coefficients == "fixed"):
             raise ValueError(f"fixed = {self.fixed} with coefficients = {self.coefficients!r}: they belong together")

@@ -38,6 +38,8 @@ class Attempt:
     """Beside those before the jump and after relaxing."""
     shadow: float | None = None
     """Check loss of the weights that were kept beside training."""
+    strides: int = 0
+    """Full steps that were carried on, which make this a policy of as many jumps."""
 
     def says(self) -> dict[str, Any]:
         return {
@@ -47,6 +49,7 @@ class Attempt:
             "check_before": self.before,
             "check_after": self.after,
             "kept": self.kept,
+            "strides": self.strides,
             "expected_gain": self.decision.expected,
             "shadow": self.shadow,
         }
@@ -94,7 +97,8 @@ class Attempts:
         self.share: float | None = None
         """Measured cost of a forward beside a full step on as many tokens."""
         self.unsettled: list[float] | None = None
-        """Of the last jump: the most that it can be worth, what it was judged to be worth, the rate of full steps before it."""
+        """Of the last jump: the most that it can be worth, what it was judged to be worth, the rate of full steps before it, and
+        the full steps made since."""
         self.base: tuple[int, float] | None = None
         """(full steps made, check loss) of weights that no jump has moved since."""
         self.losses: list[float] = []
@@ -135,6 +139,34 @@ class Attempts:
             self.open = attempt
         return attempt
 
+    def begin_strides(self, go: dict[str, Any], source: Source) -> Attempt:
+        """Check, and remember the weights: the full steps to come are carried on, until all are judged together."""
+        attempt = Attempt(Decision(**go), self.level(source))
+        attempt.tried = self.config.mode != "auto" or self.rate.value() is not None
+        if attempt.tried:
+            self.ledger.attempts += 1
+            self.base = None
+            self.jump.snapshot()
+            self.jump.land()
+            self.open = attempt
+        return attempt
+
+    def stride(self, lr_factor: float) -> bool:
+        """Carry on the full step that was just made by as many steps as the horizon says. Returns whether to go on: every
+        `correction_interval` steps the check loss must be finite and not above that at the beginning (with its tolerance),
+        and the weights within `drift`."""
+        attempt, guard = self.open, self.config.guard
+        assert attempt is not None, "strides were not begun"
+        self.looks.carry_on(self.full.strategy, attempt.decision.horizon, lr_factor)
+        attempt.strides += 1
+        attempt.kept += attempt.decision.horizon
+        if attempt.strides % guard.correction_interval:
+            return True
+        attempt.after = self._loss()
+        attempt.forwards += 1
+        limit = attempt.before + guard.tolerance * abs(attempt.before)
+        return attempt.after <= limit and self.jump.drift() <= guard.drift  # nan is not below
+
     def _climb(self, decision: Decision, before: float, seed: int) -> Climb:
         reach_KG = decision.reach_KG
 
@@ -151,35 +183,35 @@ class Attempts:
 
     def judge(self, room: int) -> Verdict:
         """Look at the check loss after relaxing. A jump that left it higher is undone (in mode always only one that left it
-        not finite). Credited are its whole length (mode always), or (mode auto) the full steps that this one and those
+        not finite). Credited are a share of its length (mode always), or (mode auto) the full steps that this one and those
         before it were worth and that were not credited yet; at most `room`."""
-        attempt, relaxed = self.open, self.config.guard.relax
+        attempt = self.open
         assert attempt is not None, "no jump was taken"
+        relaxed = attempt.strides + self.config.guard.relax
         after = self._loss()
         cost = relaxed + self.cost(attempt.forwards + 2)
         worth = self.rate.worth(attempt.before, after, relaxed)
         reward = self.rate.reward(attempt.before, after, cost)
         verdict = Verdict(attempt, after, worth, reward, credit=0, rate=self.rate.value() or 0.0)
-        carried_on = 1 + relaxed / attempt.kept
-        verdict.stayed_P = [stayed / carried_on for stayed in self.jump.stayed_P()]
+        if not attempt.strides:
+            carried_on = 1 + relaxed / attempt.kept
+            verdict.stayed_P = [stayed / carried_on for stayed in self.jump.stayed_P()]
         always = self.config.mode == "always"
         most = MOST * attempt.kept
         if not math.isfinite(after) or not (always or after < attempt.before):
             self._undo(verdict)
             self.rate.undone(relaxed)
-            self.account.add(-relaxed, cost - relaxed)
+            self.account.add(0 if always else -relaxed, cost - relaxed)
         else:
-            self.account.add(self._due(worth, most), cost - relaxed)
+            due = self.config.guard.credit * attempt.kept if always else self._due(worth, most)
+            self.account.add(due, cost - relaxed)
             self.rate.jumped(self.made, attempt.before, after, relaxed)
             self.ledger.accepted += 1
-        if always:
-            verdict.credit = 0 if verdict.undone else min(attempt.kept, room)
-        else:
-            verdict.credit = self.account.withdraw(min(most, room))
+        verdict.credit = self.account.withdraw(min(most, room))
         verdict.paid = always or self.account.pays
         self.losses = (attempt.decision.loss_K or [])[relaxed:]
         self.open = None
-        self.unsettled = None if always or verdict.undone else [most, worth, verdict.rate]
+        self.unsettled = None if always or verdict.undone else [most, worth, verdict.rate, relaxed]
         return verdict
 
     def settle(self, source: Source, room: int) -> int:
@@ -188,9 +220,9 @@ class Attempts:
         self.level(source)
         if self.unsettled is None:
             return 0
-        most, worth, rate = self.unsettled
+        most, worth, rate, relaxed = self.unsettled
         self.unsettled, self.losses = None, []
-        exact = settled(worth, self.config.guard.relax, rate, self.rate.latest())
+        exact = settled(worth, int(relaxed), rate, self.rate.latest())
         self.account.balance += self._due(exact, most) - self._due(worth, most)
         return self.account.withdraw(min(int(most), room))
 

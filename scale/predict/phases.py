@@ -1,6 +1,6 @@
-"""Which phase a run is in, and when the next jump may be thought of: Warmup -> Full -> (jump) -> Correct -> Predict -> Full.
+"""Which phase a run is in, and when the next jump may be thought of: Warmup -> Full -> (jump, or Stride) -> Correct -> Predict -> Full.
 
-A jump happens between two steps and costs only forwards. Correct are the full steps after it, by which it is judged.
+A jump happens between two steps and costs only forwards. Stride are full steps each of which is carried on at once. Correct are the full steps after it, by which it is judged.
 Predict are the steps it turned out to be worth: they are counted, and the schedule moves on, without a pass.
 """
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from scale.config.predict import PredictConfig
 
-Phase = Literal["warmup", "full", "correct", "predict"]
+Phase = Literal["warmup", "full", "stride", "correct", "predict"]
 LONGEST_WAIT = 64
 """Waiting after failures grows to this many times `min_full` at most."""
 
@@ -25,20 +25,26 @@ class Phases:
         """Full steps since the last jump or the last thought of one."""
         self.wait = config.min_full
         self.left = 0
-        """Steps left in Correct or Predict."""
+        """Steps left in Stride, Correct or Predict."""
 
     def made(self, step: int) -> None:
         """A full step was made."""
         self.since += 1
         if self.phase == "warmup" and step >= self.config.warmup:
             self.phase, self.since = "full", 0
-        if self.phase == "correct":
+        if self.phase in ("stride", "correct"):
             self.left -= 1
+        if self.phase == "stride" and not self.left:
+            self.jumped()
 
     def ripe(self, step: int) -> bool:
         """Whether a jump may be thought of before step `step` + 1. Near the end there is no room left to judge one."""
-        room = step + self.config.guard.relax + 1 < self.steps
+        room = step + self.config.strides + self.config.guard.relax + 1 < self.steps
         return self.config.mode != "observe" and self.phase == "full" and self.since >= self.wait and room
+
+    def striding(self) -> None:
+        """From here on full steps are carried on."""
+        self.phase, self.left = "stride", self.config.strides
 
     def jumped(self) -> None:
         """A jump was taken: now full steps that show what it was worth."""
@@ -46,7 +52,7 @@ class Phases:
 
     def rest(self) -> None:
         """Leave what a jump began, and go on with full steps."""
-        if self.phase in ("correct", "predict"):
+        if self.phase in ("stride", "correct", "predict"):
             self.phase, self.left = "full", 0
 
     def to_judge(self) -> bool:

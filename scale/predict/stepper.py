@@ -108,7 +108,7 @@ class PredictiveStepper:
     def _full(self, source: Source) -> StepReport:
         """A real step, heard of before and after."""
         step = self.full.steps_done + 1
-        relaxing = self.phases.phase == "correct"
+        striding, relaxing = self.phases.phase == "stride", self.phases.phase in ("stride", "correct")
         self.looks.begin(step)
         stats = self.looks.last
         report = self.full.step(source)
@@ -136,10 +136,21 @@ class PredictiveStepper:
         self.ledger.full_tokens += report.tokens if report.kind == "full" else 0
         self.ledger.skipped += report.kind == "skipped"
         self._account_selection(source, report)
+        going_on = not (striding and report.kind == "full") or self._stride(step)
         self.phases.made(step)
-        if relaxing and report.kind == "full":
+        if striding and not going_on and self.phases.phase == "stride":
+            self.phases.jumped()
+        if relaxing and not striding and report.kind == "full":
             report.kind = "correct"
         return report
+
+    def _stride(self, step: int) -> bool:
+        """Carry on the step that was just made. Returns whether to go on."""
+        going_on = self.attempts.stride(self.full.factor(step))
+        if self.ranks.rank == 0 and self.attempts.open:
+            decision = self.attempts.open.decision
+            self.brain.jumped(decision.horizon, decision)
+        return going_on
 
     def _account_selection(self, source: Source, report: StepReport) -> None:
         """What choosing documents spared and cost, where the source chooses."""
@@ -168,6 +179,13 @@ class PredictiveStepper:
         if "stay" in said:
             self.phases.waited(paid=said.get("soon", False) or self.config.mode == "always")
             return {"stay": said["stay"], "confidence": said.get("confidence")}
+        if self.config.strides:
+            attempt = self.attempts.begin_strides(said["go"], source)
+            if attempt.tried:
+                self.phases.striding()
+            else:
+                self.phases.waited(paid=True)
+            return attempt.says()
         attempt = self.attempts.start(said["go"], source, done)
         if attempt.kept:
             self.phases.jumped()
@@ -187,11 +205,12 @@ class PredictiveStepper:
         verdict = self.attempts.judge(self.phases.room(self.full.steps_done))
         self._learn(verdict.attempt, verdict.reward)
         if self.ranks.rank == 0:
-            stayed = dict(zip(self.attempts.jump.places, verdict.stayed_P, strict=True))
-            gain = verdict.attempt.before - verdict.after
             if verdict.undone:
                 self.brain.undone()
-            self.brain.compare(self.full.steps_done, verdict.attempt.decision, gain, stayed)
+            if not verdict.attempt.strides:  # the world model foresees a jump, not a policy
+                stayed = dict(zip(self.attempts.jump.places, verdict.stayed_P, strict=True))
+                gain = verdict.attempt.before - verdict.after
+                self.brain.compare(self.full.steps_done, verdict.attempt.decision, gain, stayed)
         self.phases.judged(verdict.credit, verdict.paid)
         return verdict.says()
 

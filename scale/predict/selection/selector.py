@@ -82,6 +82,7 @@ class LossSelector:
     ):
         self.unbiased, self.share = config.unbiased, config.probe
         self.fixed = None if config.control == "bandit" else config.keep
+        self.warmup = config.warmup
         first = 1.0 if self.fixed is None else self.fixed
         make = FORESIGHTS[config.kind]
         self.planning, self.saved = (_View(make(passages, config.memory), first) for _ in range(2))
@@ -93,7 +94,7 @@ class LossSelector:
 
     def keep(self, group: int) -> float:
         self.planning.advance(self.heard, group - LAG, self.chosen)
-        return self.planning.keep
+        return self.planning.keep if group >= self.warmup else 1.0
 
     def choose(self, group: int, keep: float) -> None:
         self._in_time(group)

@@ -20,7 +20,7 @@ from scale.predict.weights.directions.kept import like
 from scale.predict.weights.directions.protocol import Direction
 from scale.predict.weights.directions.table import DIRECTIONS
 from scale.predict.weights.sums import KindSums
-from scale.protocols import Shards
+from scale.protocols import Shards, Strategy
 
 _ONE_U, _TWO_U = [3, 6, 8], 9
 """Columns in which the update is once and twice."""
@@ -66,6 +66,14 @@ class Looks:
     def moved(self, lr_factor: float) -> None:
         """A step was applied at this factor of the peak learning rate."""
         self.steps, self.lr = self.steps + 1, self.lr + lr_factor
+
+    def carry_on(self, strategy: Strategy, steps: int, lr_factor: float) -> None:
+        """Repeat the update of the step that was just made `steps` times. It was looked at, so `previous` are the weights before
+        it: the next look sees one update that is longer by as much, at learning rates that add up to as much more."""
+        with strategy.edit_masters() as shards:
+            params = [shard.param.detach() for shard in shards.values()]
+            torch._foreach_lerp_(params, self.previous, -float(steps))
+        self.steps, self.lr = self.steps + steps, self.lr + steps * lr_factor
 
     def restart(self) -> None:
         """The weights were moved by a jump (and not put back): that is no step of training to learn from."""

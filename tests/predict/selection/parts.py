@@ -28,7 +28,7 @@ def selecting(workers=0, ranks=None, lesson=lambda n: 16 if n < 21 else 32, prob
     ranks = ranks or Ranks()
     planner = Planner([d.lengths for d in DOCUMENTS], [1.0, 0.5], 256, lesson, 32, seed=3)
     planner.selector = make_selector(
-        SelectionConfig(**({"kind": "history"} | config)), planner.documents, workers, ranks
+        SelectionConfig(**({"kind": "history", "warmup": 0} | config)), planner.documents, workers, ranks
     )
     if prober is not None:
         planner.selector.probe = prober

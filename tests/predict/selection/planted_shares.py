@@ -64,7 +64,7 @@ class Run:
 
     def __init__(self, other: str, ranks: Ranks | None = None, steps: int = STEPS, workers: int = 0, **predict: Any):
         self.ranks = ranks or Ranks()
-        selection = {"kind": "history", "control": "bandit", "episode": 10} | predict.pop("selection", {})
+        selection = {"kind": "history", "control": "bandit", "episode": 10, "warmup": 0} | predict.pop("selection", {})
         config = PredictConfig.model_validate(QUIET | {"guard": {"relax": 2}, "selection": selection} | predict)
         docs = documents(other)
         planner = Planner([docs.lengths], [1.0], 16 * 32, lambda _: 32, 32, seed=3)

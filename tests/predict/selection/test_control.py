@@ -21,7 +21,7 @@ from tests.predict.runs import LAST, assert_same_run, cut_back, fit, rows, state
 from tests.predict.selection.planted_shares import STEPS, Run
 from tests.train.parts import Numbers
 
-BANDIT = LAST | {"selection": {"kind": "history", "control": "bandit", "shares": [0.25], "episode": 4}}
+BANDIT = LAST | {"selection": {"kind": "history", "warmup": 0, "control": "bandit", "shares": [0.25], "episode": 4}}
 LONG = "train.steps=90"
 WINDOW_ROWS = 32
 

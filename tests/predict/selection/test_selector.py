@@ -29,7 +29,7 @@ def small_windows(monkeypatch):
 
 
 def selector(**config):
-    return LossSelector(SelectionConfig(**({"kind": "history", "keep": 0.5} | config)), alone(6))
+    return LossSelector(SelectionConfig(**({"kind": "history", "keep": 0.5, "warmup": 0} | config)), alone(6))
 
 
 def ask(made, group):

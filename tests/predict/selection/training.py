@@ -47,7 +47,7 @@ def run(steps, every, seed=0, lr=1e-3, **config):
     """Held-out loss after every so many steps, and the source at the end."""
     train, valid = half_trivial(), half_trivial(64, seed=1)
     planner = Planner([train.lengths], [1.0], 16 * 32, lambda _: 32, 32, seed=seed)
-    planner.selector = make_selector(SelectionConfig(**config), planner.documents, 0, Ranks())
+    planner.selector = make_selector(SelectionConfig(**({"warmup": 0} | config)), planner.documents, 0, Ranks())
     source = PackedSource(planner, RowReader([train]), ["all"], 16 * 32, [32])
     strategy = Single("cpu")
     objective = CausalLM(per_document=planner.selector is not None)
