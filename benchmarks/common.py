@@ -111,10 +111,10 @@ def summarise(
     measured: dict[str, list[float]],
     baseline: str,
 ) -> list[Row]:
-    """One row per provider from what each measured in every round."""
+    """One row per provider from what each measured in every round; one that ran fewer rounds is paired with the first ones."""
     rows = []
     for provider, values in measured.items():
-        low, ratio, high = quantiles(paired_ratios(values, measured[baseline]))
+        low, ratio, high = quantiles(paired_ratios(values, measured[baseline][: len(values)]))
         spread = quantiles(values)
         rows.append(Row(benchmark, provider, metric, unit, x, config, len(values), *spread, baseline, ratio, low, high))
     return rows

@@ -52,7 +52,7 @@ def config(horizon: int, interval: int, confidence: float) -> dict[str, Any]:
         coefficients="world",
         confidence=confidence,
         world=WORLD,
-        guard={"correction_interval": interval, "growth": 1.0, "relax": 3},
+        guard={"correction_interval": interval, "growth": 1.0, "relax": 3, "credit": 1.0},
     )
 
 

@@ -15,7 +15,8 @@ selection lets the predictive run have a shorter schedule of its own, the same c
 steps` is what has to be reached with fewer.
 
 The spread of paired differences in the first three seeds says how many would show, at 5% and with 80% power, that the loss
-is not worse by more than the margin; no more than `--max-seeds` are run, and the table names both. `upper` is the one-sided
+is not worse by more than the margin; no more than `--max-seeds` are run (of ablations and controls three where a run takes
+minutes), and the table names both. `upper` is the one-sided
 95% bound of the mean difference (Student's t). `active` is the share of steps that were predicted or made on
 chosen documents: 0 means that the stepper chose to do nothing. Where no jump was tried there is nothing to ablate.
 """
@@ -39,7 +40,7 @@ if __package__ in (None, ""):  # run by path: make the folder above importable
 from benchmarks.common import RESULTS, summarise, this_machine, write_csv
 from benchmarks.regimes.jobs import CONTROLS, Job, Kept, at
 from benchmarks.regimes.start import CACHE
-from benchmarks.regimes.tasks import SEEDS, TASKS, Outcome, Task, predictor
+from benchmarks.regimes.tasks import OTHERS, SEEDS, TASKS, Outcome, Task, predictor
 
 PILOT = 3
 TUNING_SEED = 1000
@@ -49,15 +50,16 @@ Z = 1.645 + 0.842
 
 
 def providers(task: Task, seeds: list[int], kept: Kept) -> dict[str, list[Outcome]]:
-    """Outcomes of everything that is compared, by seed."""
+    """Outcomes of everything that is compared, by seed: ablations and controls on the first seeds alone where a run takes
+    minutes."""
     full = Job(task.name, "full", 0, task.steps, task.lr)
     steps = task.shorter or task.steps
     jumping = at(full, kind="predict", steps=steps, selection=task.selection, predict=predictor(task))
 
-    def over_seeds(job: Job) -> list[Outcome]:
-        return [kept.outcome(TASKS, at(job, seed=seed)) for seed in seeds]
+    def over_seeds(job: Job, most: int = OTHERS[task.regime]) -> list[Outcome]:
+        return [kept.outcome(TASKS, at(job, seed=seed)) for seed in seeds[:most]]
 
-    found = {"full": over_seeds(full), "predict": over_seeds(jumping)}
+    found = {"full": over_seeds(full, len(seeds)), "predict": over_seeds(jumping, len(seeds))}
     tried = any((outcome.ledger or {}).get("attempts") for outcome in found["predict"])
     if tried:  # or both would be the same runs again
         found["predict, half coefficients"] = over_seeds(
@@ -111,7 +113,7 @@ def still_falling(outcome: Outcome) -> float:
 
 def changes_of(found: dict[str, list[Outcome]], name: str) -> list[float]:
     """Relative changes of the held-out loss by seed, against the full runs."""
-    return [b.loss / a.loss - 1 for a, b in zip(found["full"], found[name], strict=True)]
+    return [b.loss / a.loss - 1 for a, b in zip(found["full"], found[name], strict=False)]
 
 
 def verdict(task: Task, found: dict[str, list[Outcome]]) -> dict[str, Any]:

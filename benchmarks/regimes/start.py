@@ -111,7 +111,7 @@ def text_config(folder: Path, settings: Settings, lora: bool) -> PretrainRun:
         | {
             "enabled": settings.selection != "off",
             "mode": "observe",
-            "selection": {"kind": settings.selection},
+            "selection": {"kind": settings.selection, "warmup": 150},
         },
     }
     if lora:
