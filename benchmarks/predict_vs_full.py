@@ -62,14 +62,13 @@ def providers(task: Task, seeds: list[int], kept: Kept) -> dict[str, list[Outcom
     found = {"full": over_seeds(full, len(seeds)), "predict": over_seeds(jumping, len(seeds))}
     tried = any((outcome.ledger or {}).get("attempts") for outcome in found["predict"])
     if tried:  # or both would be the same runs again
-        found["predict, half coefficients"] = over_seeds(
-            at(jumping, predict=predictor(task, coefficients="fixed", fixed=0.5))
-        )
+        name, changes = shorter_jumps(task)
+        found[name] = over_seeds(at(jumping, predict=predictor(task, **changes)))
     if tried and task.predict.get("confidence") != 0:  # or the world model has no say
         found["predict, shuffled features"] = over_seeds(at(jumping, kind="shuffled"))
     if task.selection != "off":
         found["prediction alone"] = over_seeds(at(jumping, selection="off"))
-        for name in ("world", "history"):
+        for name in ("world", "history") if task.shorter else ():
             found[f"selection by {name} alone"] = over_seeds(at(jumping, kind="selection", selection=name, predict={}))
     passes = round(statistics.median(outcome.backward for outcome in found["predict"]))
     short = at(full, steps=passes)
@@ -83,6 +82,15 @@ def providers(task: Task, seeds: list[int], kept: Kept) -> dict[str, list[Outcom
         if task.shorter:
             found[f"full, {name}"] = over_seeds(at(whole, kind=name))
     return found
+
+
+def shorter_jumps(task: Task) -> tuple[str, dict[str, Any]]:
+    """The ablation: weights go half as far, or full steps are carried on by one step only, and as much is counted."""
+    if not task.predict.get("strides"):
+        return "predict, half coefficients", {"coefficients": "fixed", "fixed": 0.5}
+    (length,) = task.predict["horizons"]
+    credit = min(1.0, length * task.predict["guard"]["credit"])
+    return "predict, strides of one step", {"horizons": [1], "guard": {"credit": credit}}
 
 
 def best_lr(task: Task, job: Job, kept: Kept) -> float:

@@ -97,8 +97,8 @@ class Attempts:
         self.share: float | None = None
         """Measured cost of a forward beside a full step on as many tokens."""
         self.unsettled: list[float] | None = None
-        """Of the last jump: the most that it can be worth, what it was judged to be worth, the rate of full steps before it, and
-        the full steps made since."""
+        """Of the last jump: the most it can be worth, what it was judged to be worth, the rate of full steps before it, and
+        after how many of them it was judged."""
         self.base: tuple[int, float] | None = None
         """(full steps made, check loss) of weights that no jump has moved since."""
         self.losses: list[float] = []

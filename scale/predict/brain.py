@@ -37,7 +37,7 @@ class Decision:
     factor_P: list[float]
     """Learned from earlier jumps: by what the coefficients of each place are multiplied."""
     gain: float | None
-    """Fall of the loss that the world model foresees."""
+    """Fall of the loss that the world model foresees, by the jump and the relaxing steps after it."""
     expected: float | None
     """The same, corrected by what it missed in similar states."""
     features_F: list[float]
@@ -101,21 +101,32 @@ class Brain:
             self.foreseen = forecast.loss_T[0]
         if confidence is not None and not confidence >= self.config.confidence:  # nan is no confidence either
             return {"stay": f"confidence {confidence:.2f}", "confidence": confidence}
-        gain = None if forecast is None else forecast.loss_T[0] - forecast.loss_T[-1]
-        expected = None if gain is None else gain + self.residuals.correction(step, self.last_F)
-        context = self._context(step / steps, lr_factors[0], forecast, stats, expected)
+        missed = self.residuals.correction(step, self.last_F)
+        far = self._imagined(longest, lr_factors, forecast)
+        context = self._context(step / steps, lr_factors[0], forecast, stats, None if far is None else far + missed)
         arms = [arm for arm in self.bandit.arms if arm[1] in ready]
         arm = self.bandit.choose(context, arms, stay=self.config.mode == "auto")
         if arm == STAY:
             return {"stay": "full steps pay more", "confidence": confidence}
         horizon, direction = int(arm[0]), arm[1]
         reach = self._reach(min(horizon, longest), lr_factors, forecast)
+        gain = far if len(reach) == longest else self._imagined(len(reach), lr_factors, forecast)
+        expected = None if gain is None else gain + missed
         losses = None if forecast is None else forecast.loss_T[: len(reach)]
         factors = [self.correction.factor(*place) for place in places]
         decision = Decision(
             direction, horizon, len(reach), reach, confidence, losses, context, factors, gain, expected, self.last_F
         )
         return {"go": vars(decision)}
+
+    def _imagined(self, horizon: int, lr_factors: Sequence[float], forecast: Forecast | None) -> float | None:
+        """Fall of the loss by a jump of `horizon` steps and the relaxing steps after it, in futures that begin with it."""
+        if forecast is None or self.foresight.anchor is None:
+            return None
+        share_G = self._share(horizon - 1, forecast)
+        relaxing = lr_factors[: self.config.guard.relax]
+        future = self.foresight.forecast(relaxing, sum(share_G) / len(share_G), horizon)
+        return None if future is None else self.foresight.anchor.loss - future.loss_T[-1]
 
     def _reach(self, horizon: int, lr_factors: Sequence[float], forecast: Forecast | None) -> list[list[float]]:
         """Coefficients of 1..horizon steps by kind: straight lines x sum of lr factors."""

@@ -1,6 +1,8 @@
-"""Which phase a run is in, and when the next jump may be thought of: Warmup -> Full -> (jump, or Stride) -> Correct -> Predict -> Full.
+"""Which phase a run is in, and when the next jump may be thought of:
+Warmup -> Full -> (jump, or Stride) -> Correct -> Predict -> Full.
 
-A jump happens between two steps and costs only forwards. Stride are full steps each of which is carried on at once. Correct are the full steps after it, by which it is judged.
+A jump happens between two steps and costs only forwards. Stride are full steps each of which is carried on at once. Correct
+are the full steps after either, by which it is judged.
 Predict are the steps it turned out to be worth: they are counted, and the schedule moves on, without a pass.
 """
 

@@ -67,7 +67,7 @@ def test_settling_adds_what_slower_steps_after_the_jump_make_it_worth(later, sha
     """Full steps were at 0.1 before the jump and are at `later` after it: their logarithmic mean counts."""
     run, _, _ = judged(after=3.43, credit=share)
     attempts = run.attempts
-    most, worth, rate = attempts.unsettled
+    most, worth, rate, _ = attempts.unsettled
     assert (most, worth, rate) == (MOST * run.climbs[-1]["kept"], pytest.approx(3.7), pytest.approx(RATE))
     attempts.account.balance = 0.0
     attempts.rate.points = [(20, 3.0), (30, 3.0 - 10 * later)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -29,7 +30,15 @@ def brain(losses=40, forecast_confidence=0.7, **config):
     carry = [[0.5] * len(KINDS)] * 4
     loss = [4.0, 3.9, 3.8, 3.7]
     said = Forecast(loss, loss, loss, [1.0] * 4, carry, 0.0, forecast_confidence)
-    made.foresight.forecast = lambda factors: said
+    made.asked = []
+
+    def forecast(factors, share=0.0, jumped=0):
+        """A jump lowers the loss by 0.03 for each of its steps."""
+        made.asked.append((list(factors), share, jumped))
+        down = [made.foresight.anchor.loss - 0.03 * jumped] * len(factors)
+        return replace(said, loss_T=down) if jumped else said
+
+    made.foresight.forecast = forecast
     return made
 
 
@@ -39,13 +48,19 @@ def decide(made, step=40):
 
 def test_confident_enough_is_a_jump():
     said = decide(brain())["go"]
-    assert (said["direction"], said["horizon"], said["confidence"], said["gain"]) == (
-        "drift",
-        4,
-        0.7,
-        pytest.approx(0.3),
-    )
+    assert [said[key] for key in ("direction", "horizon", "confidence")] == ["drift", 4, 0.7]
     assert said["reach_KG"][3] == pytest.approx([2.0] * len(KINDS))  # half of four lines
+
+
+def test_what_a_jump_will_bring_is_imagined_with_the_jump_in_it():
+    """Of the length that was chosen, of the mean share of the line, and the relaxing steps after it; the context takes the
+    longest one."""
+    made = brain(horizons=[2, 4], guard={"relax": 3})
+    made.bandit.choose = lambda context, arms, stay: (2, "drift")
+    said = decide(made)["go"]
+    assert said["gain"] == pytest.approx(0.03 * 2) and said["expected"] == pytest.approx(0.03 * 2)
+    assert made.asked == [([1.0] * 4, 0.0, 0), ([1.0] * 3, 0.5, 4), ([1.0] * 3, 0.5, 2)]
+    assert said["context"][-1] == pytest.approx(min(1.0, 0.03 * 4 / made.signals.noise))
 
 
 @pytest.mark.parametrize("confidence", [0.59, 0.0, math.nan])

@@ -9,7 +9,7 @@ import pytest
 
 from scale.parallel.ranks import Ranks
 from scale.predict.attempt import MOST
-from tests.predict.jump_ranks import STEPS, Run
+from tests.predict.jump_ranks import BASE, STEPS, Run
 
 
 def relaxed(mode, after, **settings):
@@ -58,6 +58,7 @@ def test_a_jump_that_left_the_loss_higher_is_undone_where_it_has_to_pay():
     assert run.stepper.ledger.rejected >= run.climbs[-1]["kept"] and run.stepper.ledger.accepted == 0
 
 
-def test_a_jump_that_is_asked_for_always_counts_in_full():
-    run, said, start = relaxed("always", after=50.0)
-    assert not said["undone"] and said["credit"] == run.climbs[-1]["kept"] and run.bits() != start
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_a_jump_that_is_asked_for_always_counts_by_its_length(share):
+    run, said, start = relaxed("always", 50.0, guard=BASE["guard"] | {"credit": share})
+    assert not said["undone"] and said["credit"] == int(share * run.climbs[-1]["kept"]) and run.bits() != start

@@ -68,8 +68,8 @@ class Looks:
         self.steps, self.lr = self.steps + 1, self.lr + lr_factor
 
     def carry_on(self, strategy: Strategy, steps: int, lr_factor: float) -> None:
-        """Repeat the update of the step that was just made `steps` times. It was looked at, so `previous` are the weights before
-        it: the next look sees one update that is longer by as much, at learning rates that add up to as much more."""
+        """Repeat the update of the step that was just made `steps` times. It was looked at, so `previous` are the weights
+        before it: the next look sees one longer update, at learning rates that add up to as much more."""
         with strategy.edit_masters() as shards:
             params = [shard.param.detach() for shard in shards.values()]
             torch._foreach_lerp_(params, self.previous, -float(steps))
