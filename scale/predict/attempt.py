@@ -49,7 +49,6 @@ class Attempt:
             "check_before": self.before,
             "check_after": self.after,
             "kept": self.kept,
-            "strides": self.strides,
             "expected_gain": self.decision.expected,
             "shadow": self.shadow,
         }
@@ -73,7 +72,8 @@ class Verdict:
     """How much of the jump was left after relaxing, beside training going on along it; by place."""
 
     def says(self) -> dict[str, Any]:
-        return {
+        strides = {"kept": self.attempt.kept, "strides": self.attempt.strides} if self.attempt.strides else {}
+        return strides | {
             "check_relaxed": self.after,
             "worth": self.worth,
             "reward": self.reward,

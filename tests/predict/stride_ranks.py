@@ -58,6 +58,7 @@ def story(ranks, kind):
         "off": off, "moved": moved, "strides": len(run.seen), "kinds": [r.kind for r in reports], "ledger": counts,
         "losses": [r.loss for r in reports if r.kind != "predict"], "said": [r.prediction["phase"] for r in reports],
         "credits": [r.prediction["credit"] for r in reports if "credit" in r.prediction], "drawn": run.source.drawn,
+        "lengths": [[r.prediction["kept"], r.prediction["strides"]] for r in reports if "credit" in r.prediction],
         "undone": undone(ranks, kind),
     }  # fmt: skip
 

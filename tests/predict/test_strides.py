@@ -48,6 +48,7 @@ def test_ranks_do_as_one_process(one, two):
 
 def test_in_mode_always_a_share_of_the_length_is_counted(one):
     assert sum(one["credits"]) == one["ledger"]["predicted"] and len(one["kinds"]) == STEPS
+    assert one["lengths"] == [[STRIDES * LONG, STRIDES]] * len(one["credits"])
     assert one["credits"][:2] == [STRIDES * LONG // 2] * 2 and one["kinds"][-1] != "predict"
     assert one["drawn"] == one["ledger"]["full"] + 1, "one step's batch is for checks"
 

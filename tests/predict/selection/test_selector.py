@@ -112,6 +112,19 @@ def test_the_control_keeps_unseen_documents_then_the_hardest():
     assert counts["a"]["tokens"] == source._state["taken"][0] - source._state["kept"][0] > 0
 
 
+def test_nothing_is_left_out_before_its_warm_up_is_over():
+    """Up to then the batches are those of no selection at all; what was heard meanwhile counts from then on."""
+    warm, whole = selecting(keep=0.5, warmup=30), selecting(keep=1.0)
+    for number in range(30):
+        same([step(warm, number)], [step(whole, number)])
+        assert warm.selection()["documents_skipped"] == 0
+    steps(warm, 30, 60)
+    assert warm.selection()["documents_skipped"] > 0
+    cold = selecting(keep=0.5, warmup=29)
+    steps(cold, 0, 30)
+    assert cold.selection()["documents_skipped"] > 0, "a window is opened for group 29"
+
+
 @pytest.mark.parametrize("config", KINDS)
 @pytest.mark.parametrize("workers", [1, 3])
 def test_workers_do_not_change_a_batch_nor_a_state(config, workers):
