@@ -62,6 +62,7 @@ class Kept:
             with self.path.open("a", encoding="utf-8") as handle:
                 handle.write(json.dumps({"key": job.key, "commit": COMMIT, "outcome": asdict(found)}) + "\n")
             self.found[job.key] = found
+            self.commits.add(COMMIT)
             self.say(f"{job.task}: {job.kind} seed {job.seed} steps {job.steps} lr {job.lr:g}: loss {found.loss:.5g}")
         return self.found[job.key]
 
