@@ -97,6 +97,13 @@ def quantiles(values: Sequence[float]) -> tuple[float, float, float]:
     return float(low), float(middle), float(high)
 
 
+def positive(text: str) -> int:
+    """For argparse: 1 or more."""
+    if (value := int(text)) < 1:
+        raise ValueError(text)
+    return value
+
+
 def paired_ratios(values: Sequence[float], baseline: Sequence[float]) -> list[float]:
     """Each value over the baseline's of the same round."""
     return [value / base for value, base in zip(values, baseline, strict=True)]

@@ -191,7 +191,9 @@ def show(rows: list[dict[str, Any]], console: Console) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK", help=", ".join(TASKS))
+    parser.add_argument(
+        "--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK", help=" | ".join(TASKS)
+    )
     parser.add_argument("--max-seeds", type=int, help=f"most paired seeds of a task, at least 3 (by regime: {SEEDS})")
     parser.add_argument("--quick", action="store_true", help="one seed of one task; needs --out")
     parser.add_argument(

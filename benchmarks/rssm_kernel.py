@@ -39,7 +39,7 @@ if __package__ in (None, ""):  # run by path: make the folder above importable
 
 from scale_kernels.rssm.reference import rollout_reference
 
-from benchmarks.common import RESULTS, Row, line_plot, print_table, summarise, this_machine, write_csv
+from benchmarks.common import RESULTS, Row, line_plot, positive, print_table, summarise, this_machine, write_csv
 from benchmarks.rssm_features import cost, features_agree
 from benchmarks.rssm_providers import KNOWN_INPUTS, ON_CPU, ON_GPU, Ready, known_inputs
 from benchmarks.rssm_work import Case, Given, converted, differences, make
@@ -56,13 +56,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--hidden", nargs="+", type=int, default=[32, 64, 128])
-    parser.add_argument("--paths", nargs="+", type=int, default=[1, 16, 64], help="paths per member")
-    parser.add_argument("--horizon", nargs="+", type=int, default=[75])
-    parser.add_argument("--threads", nargs="+", type=int, help="CPU threads (default: 1, and all)")
-    parser.add_argument("--rounds", type=int, default=30, help="measurements of each provider (default: %(default)s)")
+    parser.add_argument("--hidden", nargs="+", type=positive, default=[32, 64, 128])
+    parser.add_argument("--paths", nargs="+", type=positive, default=[1, 16, 64], help="paths per member")
+    parser.add_argument("--horizon", nargs="+", type=positive, default=[75])
+    parser.add_argument("--threads", nargs="+", type=positive, help="CPU threads (default: 1, and all)")
+    parser.add_argument(
+        "--rounds", type=positive, default=30, help="measurements of each provider (default: %(default)s)"
+    )
     parser.add_argument("--providers", nargs="+", choices=[*ON_GPU, *KNOWN_INPUTS], help="besides reference")
-    parser.add_argument("--looks", nargs="+", type=int, default=[1, 5], help="CPU: features with a look every so many")
+    parser.add_argument(
+        "--looks", nargs="+", type=positive, default=[1, 5], help="CPU: features with a look every so many"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS / "rssm_kernel.csv", metavar="CSV")
     parser.add_argument("--plot", action="store_true", help="also a PNG beside the CSV")
     args = parser.parse_args(arguments)

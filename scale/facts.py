@@ -38,5 +38,7 @@ def gather_facts(
             held_by_device(config, model, choices, shape.world_size),
             activation_bytes(model, choices) * shape.micro_rows * config.data.seq_len,
         ),
-        **predict_facts(config.predict, trained_here(size, config.compute, choices.strategy.value, shape.world_size)),
+        **predict_facts(
+            config.predict, trained_here(size, config.compute, choices.strategy.value, shape.world_size), steps
+        ),
     }

@@ -96,8 +96,12 @@ def linear_data(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def digits_data(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """1,300 training and 497 held-out images, pixels 0 to 1. The split is the same for every seed."""
-    from sklearn.datasets import load_digits
-
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError:
+        raise SystemExit(
+            "the tasks on digits need scikit-learn: make .venv/dev (or pip install scikit-learn)"
+        ) from None
     digits = load_digits()
     x, y = torch.tensor(digits.images, dtype=torch.float32) / 16, torch.tensor(digits.target)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))

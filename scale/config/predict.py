@@ -76,8 +76,8 @@ class SelectionConfig(Strict):
     keep: Annotated[float, Field(ge=0.01, le=1)] = 0.5
     """Share of the candidates that is trained on. With control = bandit: one of the shares to choose from."""
     warmup: Annotated[int, Field(ge=0)] = 100
-    """Steps on all documents before any is left out: what is hard for a model that knows nothing yet says little of what will
-    teach it."""
+    """Batches on all documents before any is left out, which begins with the next window of rows (256, or one batch's): what is
+    hard for a model that knows nothing yet says little of what will teach it."""
     control: Literal["fixed", "bandit"] = "fixed"
     """fixed: `keep` throughout. bandit: all documents at first; then keep, shares or all of them, whichever lowers the check
     loss fastest, tried in episodes between episodes on all."""
@@ -197,10 +197,9 @@ class PredictConfig(Strict):
                 "'optimizer'; name that one alone (or coefficients = 'line')"
             )
         if self.strides and (self.coefficients != "last" or self.every != 1 or self.use != "adopt"):
-            raise ValueError(
-                f"strides = {self.strides}: carries on the update just made, so it needs coefficients = 'last' (it is "
-                f"{self.coefficients!r}), every = 1 (it is {self.every}) and use = 'adopt' (it is {self.use!r})"
-            )
+            wrong = {"coefficients = 'last'": self.coefficients, "every = 1": self.every, "use = 'adopt'": self.use}
+            needed = [f"{need} (it is {is_!r})" for need, is_ in wrong.items() if not need.endswith(f"= {is_!r}")]
+            raise ValueError(f"strides = {self.strides}: carry on the update just made: needs {', '.join(needed)}")
         if (self.fixed is not None) != (self.coefficients == "fixed"):
             raise ValueError(f"fixed = {self.fixed} with coefficients = {self.coefficients!r}: they belong together")
         if self.stop_below is not None and (self.use != "shadow" or self.mode == "observe"):

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from scale.config.predict import PredictConfig
@@ -51,9 +52,25 @@ def wrap(
     """
     if dist.is_initialized() and dist.get_world_size() > 1:
         raise UsageError("predict.wrap: one process only; several are for scale.api.Trainer")
+    if steps < 1 or tokens < 1 or check_tokens < 1:
+        raise UsageError(
+            f"predict.wrap: steps = {steps}, tokens = {tokens}, check_tokens = {check_tokens}: 1 or more each"
+        )
+    mine = {id(param) for param in model.parameters()}
+    if not all(id(param) in mine for group in optimizer.param_groups for param in group["params"]):
+        raise UsageError("predict.wrap: the optimizer holds parameters that are not the model's")
     if not isinstance(config, PredictConfig):
-        config = PredictConfig.model_validate({"enabled": True, **(config or {})})
+        config = _checked({"enabled": True, **(config or {})})
     return Predictor(_Loop(model, optimizer, steps, check, schedule, tokens, check_tokens), _fitting(config))
+
+
+def _checked(section: Mapping[str, Any]) -> PredictConfig:
+    """Raises UsageError, one line, for what is no section `predict`."""
+    try:
+        return PredictConfig.model_validate(section)
+    except ValidationError as error:
+        told = "; ".join(f"{'.'.join(map(str, one['loc']))} = {one['input']!r}: {one['msg']}" for one in error.errors())
+        raise UsageError(f"predict.wrap: config: {' '.join(told.split())}") from None
 
 
 def _fitting(config: PredictConfig) -> PredictConfig:
@@ -92,7 +109,10 @@ class Predictor:
         return self._stepper.ledger.counts()
 
     def step(self, closure: Callable[[], Tensor]) -> StepReport:
-        """One step of the run: real, then `closure` is called once, or predicted, then it is not."""
+        """One step of the run: real, then `closure` is called once, or predicted, then it is not. Raises UsageError after the
+        last one."""
+        if self.steps_done >= self._loop.settings.steps:
+            raise UsageError(f"predict.wrap: all {self._loop.settings.steps} steps are done")
         return self._stepper.step(_Closure(closure, self._loop.check_tokens))
 
     def state_dict(self) -> dict[str, Any]:

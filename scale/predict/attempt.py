@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -38,20 +38,30 @@ class Attempt:
     """Beside those before the jump and after relaxing."""
     shadow: float | None = None
     """Check loss of the weights that were kept beside training."""
+    begun: int = 0
+    """Full steps that were made before it."""
+    striding: bool = False
+    """Not one jump: `strides` full steps were carried on, `kept` steps in all."""
     strides: int = 0
-    """Full steps that were carried on, which make this a policy of as many jumps."""
+    ended: str = ""
+    """The check that ended strides early."""
 
     def says(self) -> dict[str, Any]:
-        return {
+        """At its beginning."""
+        said = {
             "direction": self.decision.direction,
             "horizon": self.decision.horizon,
             "confidence": self.decision.confidence,
             "check_before": self.before,
-            "check_after": self.after,
-            "kept": self.kept,
             "expected_gain": self.decision.expected,
-            "shadow": self.shadow,
         }
+        return said if self.striding else said | {"check_after": self.after, "kept": self.kept, "shadow": self.shadow}
+
+    def says_of_strides(self) -> dict[str, Any]:
+        """At its end."""
+        if not self.striding:
+            return {}
+        return {"check_after": self.after, "kept": self.kept, "strides": self.strides, "ended": self.ended or None}
 
 
 @dataclass
@@ -72,8 +82,7 @@ class Verdict:
     """How much of the jump was left after relaxing, beside training going on along it; by place."""
 
     def says(self) -> dict[str, Any]:
-        strides = {"kept": self.attempt.kept, "strides": self.attempt.strides} if self.attempt.strides else {}
-        return strides | {
+        return self.attempt.says_of_strides() | {
             "check_relaxed": self.after,
             "worth": self.worth,
             "reward": self.reward,
@@ -118,7 +127,7 @@ class Attempts:
         """Check, jump, check. The weights are moved if anything was kept, the same bits as before if not."""
         decision = Decision(**go)
         before = self.level(source)
-        attempt = Attempt(decision, before)
+        attempt = Attempt(decision, before, begun=self.made)
         if self.config.mode == "auto" and self.rate.value() is None:
             attempt.tried = False
             return attempt
@@ -141,31 +150,33 @@ class Attempts:
 
     def begin_strides(self, go: dict[str, Any], source: Source) -> Attempt:
         """Check, and remember the weights: the full steps to come are carried on, until all are judged together."""
-        attempt = Attempt(Decision(**go), self.level(source))
+        before = self.level(source)
+        attempt = Attempt(Decision(**go), before, begun=self.made, striding=True)
         attempt.tried = self.config.mode != "auto" or self.rate.value() is not None
         if attempt.tried:
             self.ledger.attempts += 1
             self.base = None
             self.jump.snapshot()
-            self.jump.land()
             self.open = attempt
         return attempt
 
     def stride(self, lr_factor: float) -> bool:
-        """Carry on the full step that was just made by as many steps as the horizon says. Returns whether to go on: every
-        `correction_interval` steps the check loss must be finite and not above that at the beginning (with its tolerance),
-        and the weights within `drift`."""
+        """Carry on the full step that was just made by as many steps as the horizon says. Returns whether to go on: the weights
+        must be within `drift`, and the check loss, every `correction_interval` steps and at last, finite and not above that at
+        the beginning (with its tolerance)."""
         attempt, guard = self.open, self.config.guard
         assert attempt is not None, "strides were not begun"
         self.looks.carry_on(self.full.strategy, attempt.decision.horizon, lr_factor)
         attempt.strides += 1
         attempt.kept += attempt.decision.horizon
-        if attempt.strides % guard.correction_interval:
-            return True
-        attempt.after = self._loss()
-        attempt.forwards += 1
-        limit = attempt.before + guard.tolerance * abs(attempt.before)
-        return attempt.after <= limit and self.jump.drift() <= guard.drift  # nan is not below
+        if self.jump.drift() > guard.drift:
+            attempt.ended = "drift"
+        elif not attempt.strides % guard.correction_interval or attempt.strides == self.config.strides:
+            attempt.after = self._loss()
+            attempt.forwards += 1
+            limit = attempt.before + guard.tolerance * abs(attempt.before)
+            attempt.ended = "" if attempt.after <= limit else "loss"  # nan is not below
+        return not attempt.ended
 
     def _climb(self, decision: Decision, before: float, seed: int) -> Climb:
         reach_KG = decision.reach_KG
@@ -187,13 +198,17 @@ class Attempts:
         before it were worth and that were not credited yet; at most `room`."""
         attempt = self.open
         assert attempt is not None, "no jump was taken"
-        relaxed = attempt.strides + self.config.guard.relax
+        relaxed = self.made - attempt.begun
         after = self._loss()
         cost = relaxed + self.cost(attempt.forwards + 2)
-        worth = self.rate.worth(attempt.before, after, relaxed)
-        reward = self.rate.reward(attempt.before, after, cost)
+        known = self.rate.value() is not None  # in mode always not before the first jump: nothing is learned of it
+        worth = self.rate.worth(attempt.before, after, relaxed) if known else math.nan
+        reward = self.rate.reward(attempt.before, after, cost) if known else math.nan
         verdict = Verdict(attempt, after, worth, reward, credit=0, rate=self.rate.value() or 0.0)
-        if not attempt.strides:
+        if not attempt.kept:  # every step that was to be carried on was skipped: there is nothing to judge
+            self.open = None
+            return replace(verdict, worth=math.nan, reward=math.nan, paid=True)
+        if not attempt.striding:
             carried_on = 1 + relaxed / attempt.kept
             verdict.stayed_P = [stayed / carried_on for stayed in self.jump.stayed_P()]
         always = self.config.mode == "always"
@@ -319,4 +334,5 @@ class Attempts:
         if state["open"] is not None:
             self.open = Attempt(**(state["open"] | {"decision": Decision(**state["open"]["decision"])}))
             self.jump.snapshot()  # makes room; what was in it is read back by the stepper
-            self.jump.land()
+            if not self.open.striding:
+                self.jump.land()

@@ -42,6 +42,14 @@ class Decision:
     """The same, corrected by what it missed in similar states."""
     features_F: list[float]
 
+    def distance(self, steps: int) -> float:
+        """Of its first `steps` steps: per step, in straight lines at lr factor 1, mean over kinds."""
+        return _distance(self.reach_KG[steps - 1], steps)
+
+
+def _distance(reach_G: Sequence[float], steps: int) -> float:
+    return sum(reach_G) / len(reach_G) / steps
+
 
 class Brain:
     """Hears of every full step, once before and once after it; is asked when a jump may be thought of."""
@@ -57,7 +65,7 @@ class Brain:
         self.features_F: list[float] | None = None
         self.last_F = [0.0] * len(NAMES)
         self.action = (0.0, 0)
-        """Share of the straight line and steps of a jump since the last full step."""
+        """Distance per step (see `Decision.distance`) and steps of a jump since the last full step."""
         self.calm = 0
         """Full steps since the last sign of divergence."""
         self.foreseen: float | None = None
@@ -70,8 +78,8 @@ class Brain:
         """It was made. Returns a sign of divergence."""
         assert self.features_F is not None, "before comes first"
         diverged = self.signals.divergence(facts, self.foreseen)
-        share, jumped = self.action
-        action_A = [facts.lr_factor, share, jumped / 100]
+        distance, jumped = self.action
+        action_A = [facts.lr_factor, distance, jumped / 100]
         moment = self.signals.moment(facts, self.features_F, action_A, carry_G, diverged is not None)
         self.foresight.observe(moment)
         self.signals.update(facts)
@@ -123,9 +131,8 @@ class Brain:
         """Fall of the loss by a jump of `horizon` steps and the relaxing steps after it, in futures that begin with it."""
         if forecast is None or self.foresight.anchor is None:
             return None
-        share_G = self._share(horizon - 1, forecast)
-        relaxing = lr_factors[: self.config.guard.relax]
-        future = self.foresight.forecast(relaxing, sum(share_G) / len(share_G), horizon)
+        distance = _distance(self._reach(horizon, lr_factors, forecast)[-1], horizon)
+        future = self.foresight.forecast(lr_factors[: self.config.guard.relax], distance, horizon)
         return None if future is None else self.foresight.anchor.loss - future.loss_T[-1]
 
     def _reach(self, horizon: int, lr_factors: Sequence[float], forecast: Forecast | None) -> list[list[float]]:
@@ -183,11 +190,10 @@ class Brain:
         before = {place: factor for place, factor in zip(stayed, decision.factor_P, strict=True)}
         self.correction.learn({place: share * before[place] for place, share in stayed.items()})
 
-    def jumped(self, steps: int, decision: Decision) -> None:
-        """`steps` of a jump were kept: they are part of what leads to the next step."""
+    def jumped(self, steps: int, distance: float) -> None:
+        """`steps` of a jump were kept, each this far (see `Decision.distance`): part of what leads to the next step."""
         self.signals.jumped()
-        reach_G = decision.reach_KG[steps - 1]
-        self.action, self.foreseen = (sum(reach_G) / len(reach_G) / steps, steps), None
+        self.action, self.foreseen = (distance, steps), None
 
     def undone(self) -> None:
         """A jump was undone, the steps after it with it."""

@@ -8,9 +8,9 @@ from scale.predict.weights.memory import ON_CPU, footprint, on_device
 MIB = 2**20
 
 
-def predict_facts(config: PredictConfig, numel: int) -> dict[str, str]:
+def predict_facts(config: PredictConfig, numel: int, steps: int) -> dict[str, str]:
     """One line each on how jumps are made, judged and chosen, and on what they keep. `numel`: trainable parameters on one
-    device. Nothing where prediction is off."""
+    device; `steps` of the run, in which something may never happen. Nothing where prediction is off."""
     if not config.enabled:
         return {}
     fixed = "" if config.fixed is None else f" {config.fixed:g}"
@@ -22,6 +22,19 @@ def predict_facts(config: PredictConfig, numel: int) -> dict[str, str]:
         "prediction coefficients": f"{config.coefficients}{fixed}",
         "prediction warm-up": f"{config.warmup} full steps, then {config.min_full} or more between jumps",
     }
+    guard = config.guard
+    if config.strides and config.mode != "observe":
+        facts["prediction strides"] = (
+            f"{config.strides} full steps carried on, {guard.relax} to relax, then one verdict"
+        )
+    if config.mode != "observe":
+        credit = "measured worth" if config.mode == "auto" else "length"
+        facts["prediction credit"] = f"{guard.credit:.0%} of the {credit}"
+        needed = config.warmup + config.min_full + config.strides + guard.relax + 1
+        if needed >= steps:
+            facts["prediction credit"] = (
+                f"none: the first jump that can be judged needs more than {needed} of {steps} steps"
+            )
     if config.stop_below is not None:
         facts["prediction ends the run"] = (
             f"once the weights beside it have a check loss of {config.stop_below:g} or less"
@@ -32,7 +45,9 @@ def predict_facts(config: PredictConfig, numel: int) -> dict[str, str]:
         if selection.control == "bandit":
             shares = ", ".join(f"{share:.0%}" for share in (*selection.arms, 1.0))
             kept = f"{shares} of the candidates, chosen in episodes of {selection.episode} steps"
-        facts["selection of documents"] = f"{selection.kind}, {kept}"
+        begins = "never: the run is shorter" if selection.warmup >= steps else "whole windows of rows later"
+        after = f", after {selection.warmup} batches ({begins})" if selection.warmup else ""
+        facts["selection of documents"] = f"{selection.kind}, {kept}{after}"
     return facts | {"memory prediction (for one device)": _memory(config, numel)}
 
 

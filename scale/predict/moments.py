@@ -49,7 +49,7 @@ class Moment:
     features_F: list[float]
     """Known before the step; nothing in it depends on what follows here."""
     action_A: list[float]
-    """lr factor, share of the straight line jumped since the last moment, steps jumped / 100."""
+    """lr factor; of a jump since the last moment: distance per step in straight lines at lr factor 1, and steps / 100."""
     loss: float
     baseline: float
     """Average of earlier losses."""

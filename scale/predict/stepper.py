@@ -148,8 +148,7 @@ class PredictiveStepper:
         """Carry on the step that was just made. Returns whether to go on."""
         going_on = self.attempts.stride(self.full.factor(step))
         if self.ranks.rank == 0 and self.attempts.open:
-            decision = self.attempts.open.decision
-            self.brain.jumped(decision.horizon, decision)
+            self.brain.jumped(self.attempts.open.decision.horizon, self.full.factor(step))
         return going_on
 
     def _account_selection(self, source: Source, report: StepReport) -> None:
@@ -169,7 +168,7 @@ class PredictiveStepper:
     def _jump(self, source: Source) -> dict[str, Any]:
         """Ask for a jump and try it."""
         done = self.full.steps_done
-        longest = max(self.config.horizons)
+        longest = max(*self.config.horizons, self.config.guard.relax)
         factors = [self.full.factor(step) for step in range(done + 1, min(done + longest, self.steps) + 1)]
         said = self.ranks.lead(
             lambda: self.brain.decide(
@@ -190,7 +189,7 @@ class PredictiveStepper:
         if attempt.kept:
             self.phases.jumped()
             if self.ranks.rank == 0:
-                self.brain.jumped(attempt.kept, attempt.decision)
+                self.brain.jumped(attempt.kept, attempt.decision.distance(attempt.kept))
         elif attempt.tried:
             self._learn(attempt, self.attempts.reward(attempt))
             self.phases.waited(
@@ -203,11 +202,12 @@ class PredictiveStepper:
     def _judge(self) -> dict[str, Any]:
         """The relaxing steps are over: what was the jump worth?"""
         verdict = self.attempts.judge(self.phases.room(self.full.steps_done))
-        self._learn(verdict.attempt, verdict.reward)
+        if math.isfinite(verdict.reward):
+            self._learn(verdict.attempt, verdict.reward)
         if self.ranks.rank == 0:
             if verdict.undone:
                 self.brain.undone()
-            if not verdict.attempt.strides:  # the world model foresees a jump, not a policy
+            if not verdict.attempt.striding:  # the world model foresees a jump, not a policy
                 stayed = dict(zip(self.attempts.jump.places, verdict.stayed_P, strict=True))
                 gain = verdict.attempt.before - verdict.after
                 self.brain.compare(self.full.steps_done, verdict.attempt.decision, gain, stayed)
@@ -292,7 +292,10 @@ class PredictiveStepper:
                 getattr(self, name).load_state_dict(state["predict"][name])
             if self.control:
                 self.control.load_state_dict(state["predict"]["control"])
-            if self.config.mode == "observe":  # from here on no weight is moved or put back, and no step is skipped
+            no_strides = self.phases.phase == "stride" and not self.config.strides
+            if (
+                self.config.mode == "observe" or no_strides
+            ):  # what was begun is left as it is: nothing is moved or put back
                 self.attempts.open = None
                 self.phases.rest()
         else:

@@ -140,6 +140,8 @@ def test_a_check_leaves_every_part_in_its_mode() -> None:
             r"predict.wrap: selection.kind = 'world': .* only 'off'",
         ),
         ({"guard": {"tokens": 512}}, r"predict.wrap: guard.tokens = 512: .* check_tokens"),
+        ({"warmpu": 3}, r"predict.wrap: config: warmpu = 3: "),
+        ({"horizons": [0], "guard": {"relax": 0}}, r"config: horizons.0 = 0: .*; guard.relax = 0: "),
     ],
 )
 def test_what_has_no_meaning_around_a_loop_is_refused(config: dict[str, Any] | PredictConfig, said: str) -> None:
@@ -159,3 +161,38 @@ def test_other_masters_than_fp32_are_refused() -> None:
     model = nn.Linear(2, 2).bfloat16()
     with pytest.raises(UsageError, match=r"weight is torch.bfloat16: masters in float32"):
         wrap(model, torch.optim.SGD(model.parameters(), lr=0.1), steps=10, check=lambda: 0.0)
+
+
+def test_arguments_that_fit_nothing_are_refused() -> None:
+    model, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(UsageError, match=r"steps = 0, tokens = 1, check_tokens = 1: 1 or more each"):
+        wrap(model, optimizer, steps=0, check=lambda: 0.0)
+    with pytest.raises(UsageError, match=r"parameters that are not the model's"):
+        wrap(model, torch.optim.SGD(other.parameters(), lr=0.1), steps=10, check=lambda: 0.0)
+
+
+STRIDES = JUMPS | {
+    "mode": "always", "min_full": 2, "horizons": [3], "strides": 6,
+    "guard": {"correction_interval": 3, "relax": 2, "drift": 9.0, "tolerance": 0.5, "credit": 0.5},
+}  # fmt: skip
+
+
+def test_strides_around_a_loop_and_going_on_in_their_middle() -> None:
+    whole, half = Line(60, STRIDES), Line(60, STRIDES)
+    losses = whole.run(60)
+    assert whole.predictor is not None and half.predictor is not None
+    ledger = whole.predictor.ledger
+    assert ledger["accepted"] >= 2 and ledger["predicted"] >= 12 and ledger["full"] + ledger["predicted"] == 60
+    early = half.run(15)
+    saved = half.predictor.state_dict()
+    assert saved["state"]["predict"]["phases"]["phase"] == "stride"
+    rest = Line(60, STRIDES)
+    rest.model.load_state_dict(half.model.state_dict())
+    rest.optimizer.load_state_dict(half.optimizer.state_dict())
+    assert rest.predictor is not None
+    rest.predictor.load_state_dict(saved)
+    assert str(early + rest.run(45)) == str(losses) and rest.predictor.ledger == ledger
+    assert torch.equal(rest.model.weight, whole.model.weight)
+    with pytest.raises(UsageError, match="all 60 steps are done"):
+        whole.run(1)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from scale.config.predict import PredictConfig
-from scale.predict.brain import Brain
+from scale.predict.brain import Brain, Decision
 from scale.predict.features import Coming
 from scale.predict.groups import KINDS
 from scale.predict.moments import Forecast, StepFacts
@@ -27,9 +27,9 @@ def brain(losses=40, forecast_confidence=0.7, **config):
     for step in range(1, losses + 1):
         made.before(Coming.of(facts(step, 0.0)), None)
         made.after(facts(step, 5.0 - 0.01 * step + 0.02 * math.sin(7 * step)), None)
-    carry = [[0.5] * len(KINDS)] * 4
-    loss = [4.0, 3.9, 3.8, 3.7]
-    said = Forecast(loss, loss, loss, [1.0] * 4, carry, 0.0, forecast_confidence)
+    carry = [[0.5] * len(KINDS)] * 5
+    loss = [4.0, 3.9, 3.8, 3.7, 3.6]
+    said = Forecast(loss, loss, loss, [1.0] * 5, carry, 0.0, forecast_confidence)
     made.asked = []
 
     def forecast(factors, share=0.0, jumped=0):
@@ -61,6 +61,17 @@ def test_what_a_jump_will_bring_is_imagined_with_the_jump_in_it():
     assert said["gain"] == pytest.approx(0.03 * 2) and said["expected"] == pytest.approx(0.03 * 2)
     assert made.asked == [([1.0] * 4, 0.0, 0), ([1.0] * 3, 0.5, 4), ([1.0] * 3, 0.5, 2)]
     assert said["context"][-1] == pytest.approx(min(1.0, 0.03 * 4 / made.signals.noise))
+
+
+def test_a_jump_is_imagined_as_jumps_are_learned():
+    """Below the peak learning rate and with other steps behind it, what is asked is what is taught once it was made."""
+    made = brain(horizons=[3], guard={"relax": 5})
+    made.foresight.forecast([1.0])
+    factors = [0.4, 0.3, 0.2, 0.2, 0.2]
+    said = made.decide(40, 100, factors, ["drift"], None, [])["go"]
+    made.jumped(3, Decision(**said).distance(3))
+    asked = made.asked[-1]
+    assert asked[0] == factors and asked[1:] == made.action == (pytest.approx(0.5 * 0.3), 3)
 
 
 @pytest.mark.parametrize("confidence", [0.59, 0.0, math.nan])

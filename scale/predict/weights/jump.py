@@ -100,9 +100,9 @@ class Jump:
             torch._foreach_copy_(params, self._snapshot)
 
     def companions(self, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
-        """Snapshot and landing by parameter name: for checkpoints, and to be read back in place."""
+        """Snapshot and landing, those that there are, by parameter name: for checkpoints, and to be read back in place."""
         kept = {"jump.snapshot": self._snapshot, "jump.landed": self._landed}
-        return {key: dict(zip(names, tensors, strict=True)) for key, tensors in kept.items()}
+        return {key: dict(zip(names, tensors, strict=True)) for key, tensors in kept.items() if tensors}
 
     def drift(self) -> float:
         """||weights - snapshot|| / ||snapshot||, the same on every rank."""

@@ -70,6 +70,7 @@ class Looks:
     def carry_on(self, strategy: Strategy, steps: int, lr_factor: float) -> None:
         """Repeat the update of the step that was just made `steps` times. It was looked at, so `previous` are the weights
         before it: the next look sees one longer update, at learning rates that add up to as much more."""
+        assert self.last is not None and self.last.step == self.step, "the step was not looked at"
         with strategy.edit_masters() as shards:
             params = [shard.param.detach() for shard in shards.values()]
             torch._foreach_lerp_(params, self.previous, -float(steps))

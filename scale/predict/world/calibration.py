@@ -106,13 +106,14 @@ class Calibration:
         self.scores = [*self.scores, Score(abs(distance), inside, abs(loss - p.mean), abs(loss - p.last))][-KEPT:]
         self.scored += 1
 
-    def report(self) -> dict[str, float]:
-        """For the log: coverage of the 90% interval, mean error, the same of 'as it is now', widening, scores."""
-        n = max(len(self.scores), 1)
+    def report(self) -> dict[str, float | None]:
+        """For the log: coverage of the 90% interval, mean error, the same of 'as it is now' (None while nothing was scored),
+        widening, scores."""
+        n = len(self.scores)
         return {
-            "coverage": sum(s.inside for s in self.scores) / n,
-            "error": sum(s.error for s in self.scores) / n,
-            "last_value_error": sum(s.last_error for s in self.scores) / n,
+            "coverage": sum(s.inside for s in self.scores) / n if n else None,
+            "error": sum(s.error for s in self.scores) / n if n else None,
+            "last_value_error": sum(s.last_error for s in self.scores) / n if n else None,
             "widening": self.widening,
             "scored": float(self.scored),
         }

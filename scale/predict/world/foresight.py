@@ -40,25 +40,25 @@ class Foresight:
         """A full step that was made. Scores forecasts that were due, and every `train_every` moments learns."""
         self.replay.add(moment)
         self.anchor = _anchor(moment)
-        self.calibration.arrived(self.replay.added, self.anchor.loss, jumped=moment.action_A[1] != 0)
+        self.calibration.arrived(self.replay.added, self.anchor.loss, jumped=moment.action_A[2] != 0)
         if self.replay.added % self.config.train_every == 0:
             self.cost = self.teacher.update(self.replay)
 
-    def forecast(self, lr_factors: Sequence[float], jump_share: float = 0.0, jumped: int = 0) -> Forecast | None:
+    def forecast(self, lr_factors: Sequence[float], distance: float = 0.0, jumped: int = 0) -> Forecast | None:
         """What the next full steps bring, one for each learning rate (share of the peak); None while it knows too little.
 
-        `jump_share`, `jumped`: share of the straight line and steps of a jump right before the first of them. Asking
+        `distance`, `jumped`: of a jump right before the first of them, as moments tell it (per step, and its steps). Asking
         changes nothing but the list of forecasts to be scored: random numbers depend on seed and moment alone, so
         alternatives at one moment share theirs.
         """
         if self.anchor is None or self.teacher.updates < READY or not lr_factors:
             return None
         actions_TA = torch.tensor([[factor, 0.0, 0.0] for factor in lr_factors])
-        actions_TA[0, 1:] = torch.tensor([jump_share, jumped / 100])
+        actions_TA[0, 1:] = torch.tensor([distance, jumped / 100])
         generator = torch.Generator().manual_seed((self.seed << 32) + self.replay.added)
         past_LW = self.replay.newest(self.config.bptt)
         futures = imagine(self.model, past_LW, actions_TA, self.anchor, self.config.paths, generator)
-        return self._calibrated(futures, self.anchor, jump=jump_share != 0)
+        return self._calibrated(futures, self.anchor, jump=jumped > 0)
 
     def _calibrated(self, futures: Futures, anchor: Anchor, jump: bool) -> Forecast:
         widening = self.calibration.widening

@@ -81,6 +81,11 @@ def test_a_jump_voids_what_did_not_count_on_it() -> None:
     assert {(p.made, p.jump) for p in calibration.pending} == {(6, True)}
 
 
+def test_nothing_is_claimed_before_anything_was_scored() -> None:
+    report = Calibration().report()
+    assert [report[name] for name in ("coverage", "error", "last_value_error")] == [None] * 3 and report["scored"] == 0
+
+
 def test_confidence_by_hand() -> None:
     assert confidence(0.0, 0.1, 0.0) == 1.0
     assert confidence(2 * 1.645 * 0.1, 0.1, 0.0) == pytest.approx(0.8)

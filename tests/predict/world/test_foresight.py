@@ -122,7 +122,7 @@ def fed(foresight: Foresight, made: list[Moment], asking: bool = False) -> Fores
         foresight.observe(moment)
         if asking:
             foresight.forecast([0.5] * 10)
-            foresight.forecast([0.5] * 10, jump_share=0.4, jumped=10)
+            foresight.forecast([0.5] * 10, distance=0.4, jumped=10)
     return foresight
 
 
@@ -149,7 +149,7 @@ def test_asking_changes_only_the_list_of_promises() -> None:
     said, again = silent.forecast([1.0] * 20), asked.forecast([1.0] * 20)
     assert said is not None and again is not None and said.loss_T == again.loss_T
     assert asked.forecast([1.0] * 20) == again
-    jumped = asked.forecast([1.0] * 20, jump_share=1.0, jumped=40)
+    jumped = asked.forecast([1.0] * 20, distance=1.0, jumped=40)
     assert jumped is not None and jumped.loss_T != again.loss_T
 
 
