@@ -160,7 +160,7 @@ class Attempts:
             self.open = attempt
         return attempt
 
-    def stride(self, lr_factor: float) -> bool:
+    def stride(self, lr_factor: float, last: bool) -> bool:
         """Carry on the full step that was just made by as many steps as the horizon says. Returns whether to go on: the weights
         must be within `drift`, and the check loss, every `correction_interval` steps and at last, finite and not above that at
         the beginning (with its tolerance)."""
@@ -171,7 +171,7 @@ class Attempts:
         attempt.kept += attempt.decision.horizon
         if self.jump.drift() > guard.drift:
             attempt.ended = "drift"
-        elif not attempt.strides % guard.correction_interval or attempt.strides == self.config.strides:
+        elif last or not attempt.strides % guard.correction_interval:
             attempt.after = self._loss()
             attempt.forwards += 1
             limit = attempt.before + guard.tolerance * abs(attempt.before)

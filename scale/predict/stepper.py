@@ -146,7 +146,7 @@ class PredictiveStepper:
 
     def _stride(self, step: int) -> bool:
         """Carry on the step that was just made. Returns whether to go on."""
-        going_on = self.attempts.stride(self.full.factor(step))
+        going_on = self.attempts.stride(self.full.factor(step), last=self.phases.left == 1)
         if self.ranks.rank == 0 and self.attempts.open:
             self.brain.jumped(self.attempts.open.decision.horizon, self.full.factor(step))
         return going_on

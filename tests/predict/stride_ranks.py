@@ -21,9 +21,9 @@ def striding(ranks, kind, **changes):
         run.before = run.masters()
         return full(source)
 
-    def carried(lr_factor):
+    def carried(lr_factor, last):
         after = run.masters()
-        going_on = stride(lr_factor)
+        going_on = stride(lr_factor, last)
         run.seen.append((run.before, after, run.masters()))
         return going_on
 

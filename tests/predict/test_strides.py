@@ -107,6 +107,15 @@ def test_the_last_stride_is_checked_however_few_there_are():
     assert run.attempts.open.ended == "loss" and run.heights == []
 
 
+def test_a_skipped_step_among_them_takes_no_check_away():
+    run = striding(Ranks(), "single", guard=STRIDING["guard"] | {"correction_interval": 100})
+    run.until("stride")
+    skipping(run, 1)
+    run.heights = [100.0]
+    run.until("correct")
+    assert (run.attempts.open.strides, run.attempts.open.ended) == (STRIDES - 1, "loss")
+
+
 def test_weights_that_went_too_far_end_strides():
     run = striding(Ranks(), "single", guard=STRIDING["guard"] | {"drift": 1e-6})
     run.until("correct")
