@@ -87,7 +87,7 @@ class FeatureEncoder:
         self.count_F, self._own_F, self._fewer_F = self._counts_3F
         """Numbers seen; the same, at least 1; one less, at least 1."""
         self._raw_F, self._before_F, self._after_F, self._scratch_F = np.zeros((4, F))
-        self._known_F = np.zeros(F)
+        self._known_3F = np.zeros((3, F))  # three times the same: adding it needs no broadcasting
         self._kinds = LookNumbers(self._raw_F[len(GLOBAL) :])
         self._steady, self._pattern = False, b""
         """All global numbers are known, and what is known was seen more than once; which are known, as bytes."""
@@ -104,7 +104,7 @@ class FeatureEncoder:
         usual = math.hypot(*values) <= WIDEST  # all of them finite and none too wide
         if usual and self._steady and self._kinds.still(stats, signals.last_lr):
             _PACK(self._raw_F.data, 0, *values)
-            np.add(self._counts_3F, self._known_F, self._counts_3F)
+            np.add(self._counts_3F, self._known_3F, self._counts_3F)
         else:
             self._settle(values, stats, signals.last_lr)
         scaled = self._learn().tolist()
@@ -125,12 +125,12 @@ class FeatureEncoder:
         np.minimum(raw_F, _WIDEST_F, out=raw_F)
         np.maximum(raw_F, _MINUS_WIDEST_F, out=raw_F)
         if not self._steady or pattern != self._pattern:
-            self._pattern, self._known_F[:] = pattern, known_F
+            self._pattern, self._known_3F[:] = pattern, known_F
             self._steady = False
         if b"\0" in pattern or not self._steady:
             self._kinds.known(known_F[len(GLOBAL) :])
         if self._steady:
-            np.add(self._counts_3F, self._known_F, self._counts_3F)
+            np.add(self._counts_3F, self._known_3F, self._counts_3F)
             return
         self.count_F += known_F
         np.maximum(self.count_F, 1, out=self._own_F)

@@ -31,7 +31,7 @@ class LookNumbers:
         self._log_lr = np.zeros(())
         self._stats: GroupStats | None = None
         self._lr_factor = 0.0
-        self._usual = False
+        self._usual = self._complete = False
 
     def still(self, stats: GroupStats | None, lr_factor: float) -> bool:
         """Is it the look of the last call? If so, its numbers stand there, for this learning rate."""
@@ -42,8 +42,10 @@ class LookNumbers:
                 return False
             self._lr_factor = lr_factor
             self._log_lr[()] = np.log(lr_factor)
-            np.multiply(self._known_G, self._log_lr, self._shift_G)
-            np.subtract(self._per_lr_G, self._shift_G, self._update_G)
+            shift = self._log_lr
+            if not self._complete:
+                shift = np.multiply(self._known_G, self._log_lr, self._shift_G)
+            np.subtract(self._per_lr_G, shift, self._update_G)
         return True
 
     def look(self, stats: GroupStats | None, lr_factor: float) -> None:
@@ -71,6 +73,7 @@ class LookNumbers:
         """Which of them are. The others keep what was put in their place."""
         known_G = known_R[len(PER_KIND) - 1 :: len(PER_KIND)]
         self._known_G[:] = known_G
+        self._complete = bool(known_G.all())
         np.copyto(self._per_lr_G, self._update_G, where=~known_G)
 
 

@@ -22,8 +22,8 @@ class Fit(NamedTuple):
         pairs = len(self.left_N) - 1
         if pairs < 2:
             return 0.0
-        above = (self.left_N > 0.0).tobytes()
-        return (above.count(b"\0\1") + above.count(b"\1\0")) / pairs
+        below = (self.left_N < 0.0).tobytes()
+        return (below.count(b"\0\1") + below.count(b"\1\0")) / pairs
 
 
 class Window:
@@ -40,6 +40,7 @@ class Window:
         self._end = 0
         self._fit: Fit | None = None
         """Of the values as they are now."""
+        self._full_NC = _lines(self.size, scales, around)
 
     def add(self, x: float) -> None:
         """The newest value."""
@@ -72,7 +73,8 @@ class Window:
         return self._fitted(self._until(self._end + 1))
 
     def _fitted(self, y_N: np.ndarray) -> Fit:
-        found = _lines(len(y_N), self.scales, self.around).dot(y_N)
+        full = len(y_N) == self.size
+        found = (self._full_NC if full else _lines(len(y_N), self.scales, self.around)).dot(y_N)
         scales = len(self.scales)
         return Fit(found[:scales].tolist(), found[scales:])
 
