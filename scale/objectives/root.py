@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from torch import nn
+from torch.utils._pytree import register_dataclass
 
-from scale.protocols import Batch, Loss, Objective
+from scale.protocols import Batch, Loss, Objective, Term
+
+for _kind in (Term, Loss):  # hooks of FSDP look for an output's tensors as a pytree; before torch 2.13 nowhere else
+    register_dataclass(_kind)
 
 
 class Root(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -16,7 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from scale.config.optim import OptimConfig
 from scale.config.run import FsdpConfig
-from scale.errors import UsageError
+from scale.errors import OutOfMemory, UsageError
 from scale.models.build import materialise
 from scale.objectives.root import Root
 from scale.parallel import state
@@ -45,7 +45,8 @@ class Fsdp:
         self.place = torch.device("cpu") if config.offload else ranks.device
         """Where shards live."""
         self._mesh: DeviceMesh | None = None
-        self._used = False
+        self._used = self._broken_off = False
+        """Whether there was a pass since the last `discard`, and whether it ended in an exception."""
 
     def prepare(self, root: nn.Module, optim: OptimConfig | None, weights: Weights | None) -> nn.Module:
         assert isinstance(root, Root)
@@ -113,12 +114,13 @@ class Fsdp:
 
     @contextmanager
     def accumulate(self, last: bool) -> Iterator[None]:
-        self._used = True
+        self._used = self._broken_off = True
         if self.config.reduce == "step":
             root = cast(FSDPModule, self.root)
             root.set_requires_gradient_sync(last)
             root.set_is_last_backward(last)
         yield
+        self._broken_off = False
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
@@ -145,11 +147,19 @@ class Fsdp:
         return math.sqrt(float(self.ranks.all_sum(square)) / self.copies)
 
     def discard(self) -> None:
+        """Raises OutOfMemory after a pass that broke off, where torch cannot reset its hooks: memory is what ends passes."""
         self.optimizer.zero_grad()
         if self._used:
-            cast(FSDPModule, self.root).reset_iter_state()  # in case a forward or backward pass broke off
+            reset: Callable[[], None] | None = getattr(self.root, "reset_iter_state", None)  # from torch 2.13
+            if reset is not None:
+                reset()
+            elif self._broken_off:
+                raise OutOfMemory(
+                    f"out of memory, and torch {torch.__version__} cannot take up FSDP again after it (2.13 can): start "
+                    "again with smaller micro-batches (--split or batch.micro; launchers do it by themselves)"
+                )
             _drop_unreduced(self.root)
-        self._used = False
+        self._used = self._broken_off = False
 
     @contextmanager
     def edit_masters(self) -> Iterator[Shards]:
@@ -234,9 +244,16 @@ def _put_rows(param: Tensor, full: Tensor) -> None:
 def _drop_unreduced(root: nn.Module) -> None:
     """Forget whole gradients that were not exchanged yet (reduce: step); FSDP has no public way to."""
     for module in _sharded(root):
-        for group in module._get_fsdp_state()._fsdp_param_groups:
+        for group in _param_groups(module._get_fsdp_state()):
             for held in group.fsdp_params:
                 held.unsharded_accumulated_grad = None
                 unsharded: Any = getattr(held, "_unsharded_param", None)
                 if unsharded is not None:
                     unsharded.grad = None
+
+
+def _param_groups(module_state: Any) -> list[Any]:
+    """Torch 2.11 has one group or none; later ones have a list."""
+    if hasattr(module_state, "_fsdp_param_groups"):
+        return list(module_state._fsdp_param_groups)
+    return [] if module_state._fsdp_param_group is None else [module_state._fsdp_param_group]

@@ -23,7 +23,15 @@ class SpikeFilter:
         self.in_a_row = 0
 
     def judge(self, loss: float, grad_norm: float) -> str | None:
-        """Why this step must not be applied, or None. Raises ScaleError after too many in a row."""
+        """Why this step must not be applied, or None.
+
+        Raises ScaleError after too many in a row, and where the first gradient of a run is exactly 0.
+        """
+        if grad_norm == 0 and not self.norms:
+            raise ScaleError(
+                "the gradient of every parameter is exactly 0 in the first step, so nothing would be learned "
+                "(does the loss depend on the trained parameters? are all of them frozen?)"
+            )
         reason = self._reason(loss, grad_norm)
         if math.isfinite(loss) and math.isfinite(grad_norm):
             self.losses.append(loss)

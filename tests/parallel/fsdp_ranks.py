@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from scale.config.optim import OptimConfig
 from scale.config.run import FsdpConfig
+from scale.errors import OutOfMemory
 from scale.models.build import materialise, set_recompute
 from scale.models.leak import refuse_leaks
 from scale.objectives.causal_lm import CausalLM
@@ -224,11 +225,32 @@ def on_one_rank(ranks):
         out = root({"x": torch.ones(2, 4), "y": torch.ones(2, 1)})
         plain.backward(out.terms["mse"].total)
     norm = plain.update(1.0, 1.0, None, lambda norm: "because").grad_norm
-    return {
+    found = {"reset": hasattr(FSDPModule, "reset_iter_state"), "short of memory": short_of_memory(ranks)}
+    if found["reset"]:
+        reset, found["repeated"] = FSDPModule.reset_iter_state, found["short of memory"]
+        del FSDPModule.reset_iter_state  # as before torch 2.13
+        found["short of memory"] = short_of_memory(ranks)
+        FSDPModule.reset_iter_state = reset
+    return found | {
         "reference": [reference.training, any(p.requires_grad for p in reference.parameters())],
         "loss": train(stepper, Rows(ranks.rank, ranks.world_size), 2)["loss"],
         "norm": norm,
     }
+
+
+def short_of_memory(ranks):
+    """Losses of two steps, the first of which runs out of memory in the second layer with two rows; or the error."""
+    stepper = prepared(Fsdp(ranks, FsdpConfig()), *meta_model())
+
+    def once(layer, given):
+        if len(given[0]) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    stepper.root.model.model.layers[1].register_forward_pre_hook(once)
+    try:
+        return train(stepper, Rows(ranks.rank, ranks.world_size), 2)["loss"]
+    except OutOfMemory as error:
+        return str(error)
 
 
 def compiled(ranks):

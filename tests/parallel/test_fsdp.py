@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from scale.config.optim import OptimConfig
 from scale.config.run import FsdpConfig
@@ -11,6 +12,7 @@ from scale.objectives.root import Root
 from scale.parallel.fsdp import Fsdp
 from scale.parallel.ranks import Ranks
 from scale.parallel.single import Single
+from scale.protocols import Loss, Term
 from tests.distributed.harness import run_ranks
 from tests.parallel.fsdp_ranks import FEWER, VARIANTS, continue_from, edits, on_one_device
 from tests.parallel.lm import VOCAB, check_timeouts, digests, meta_model
@@ -155,7 +157,17 @@ def test_a_model_is_filled_shard_by_shard_with_the_values_of_one_device(ran):
 def test_one_rank_needs_no_launcher_and_a_reference_no_optimizer():
     got = run_ranks("tests.parallel.fsdp_ranks:on_one_rank", 1)[0]
     assert got["reference"] == [False, False] and got["norm"] > 0
-    assert got["loss"] == pytest.approx(on_one_device("plain", 2)["loss"], rel=1e-5)
+    right = pytest.approx(on_one_device("plain", 2)["loss"], rel=1e-5)
+    assert got["loss"] == right
+    if got["reset"]:
+        assert got["repeated"] == right
+    assert "cannot take up FSDP again" in got["short of memory"], "a pass that broke off went on with half-used hooks"
+
+
+def test_hooks_find_the_tensors_of_a_loss():
+    """FSDP's, before torch 2.13, look for them as a pytree."""
+    total, count = torch.ones(()), torch.ones(())
+    assert [*tree_leaves(Loss({"lm": Term(total, count)}))][:2] == [total, count]
 
 
 @pytest.mark.parametrize(("options", "message"), [

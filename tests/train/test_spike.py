@@ -33,6 +33,15 @@ def test_no_spike_before_the_window_is_half_full_but_nan_always():
     assert settled(0).judge(math.nan, 1.0) is not None
 
 
+def test_no_gradient_at_all_is_refused_in_the_first_step_and_accepted_later():
+    with pytest.raises(ScaleError, match="exactly 0 in the first step"):
+        settled(0).judge(2.0, 0.0)
+    assert settled(1).judge(2.0, 0.0) is None
+    resumed = settled(0)
+    resumed.load_state_dict(settled(1).state_dict())
+    assert resumed.judge(2.0, 0.0) is None
+
+
 def test_sigma_zero_switches_the_test_off():
     assert settled(sigma=0).judge(1e6, 1e6) is None
 
