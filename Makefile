@@ -5,7 +5,7 @@ DEMO := runs/demo
 EXPORT := exports/demo
 PYTEST := $(BIN)/python -m pytest -n 2
 
-.PHONY: demo test test-slow test-all lint format bench bench-gpu docs clean
+.PHONY: demo test test-slow test-all test-minimum lint format bench bench-gpu docs clean
 
 demo: .venv/core
 	$(BIN)/scale train configs/demo.yaml
@@ -22,6 +22,9 @@ test-slow: .venv/dev
 	$(PYTEST) --dist loadfile -m "slow and not gpu"  # one worker a file: only one Ray, one Slurm at a time
 
 test-all: test test-slow
+
+test-minimum: .venv-minimum/dev  # the lowest versions that pyproject.toml declares; torch brings 5 GB of CUDA libraries
+	.venv-minimum/bin/python -m pytest -n 2 -m "not slow and not gpu"
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -42,7 +45,7 @@ docs: .venv/dev
 	$(BIN)/python -m scale.config.reference > docs/configuration.md
 
 clean:
-	rm -rf .venv build *.egg-info  # never runs, exports or data
+	rm -rf .venv .venv-minimum build *.egg-info  # never runs, exports or data
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -54,3 +57,8 @@ clean:
 .venv/dev: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
 	touch $@ .venv/core
+
+.venv-minimum/dev: pyproject.toml constraints-minimum.txt
+	[ -x .venv-minimum/bin/python ] || $(PYTHON) -m venv .venv-minimum
+	.venv-minimum/bin/pip install -q -c constraints-minimum.txt -e '.[dev]'
+	touch $@
