@@ -27,7 +27,7 @@ from scale.hardware import (
     peak_flops,
 )
 from scale.models.attention import supported_attention
-from scale.models.build import model_config
+from scale.models.build import build_model, model_config
 from scale.models.fp8 import backend, convert, matrix_shapes
 from scale.models.fp8_speed import measure, speedup
 from scale.models.heads import obstacle
@@ -72,6 +72,8 @@ def choose_code(config: PretrainRun, hardware: Hardware) -> tuple[Choice, Choice
     attention = attention_of(config, hardware, hf_config)
     kernels = kernels_of(config, hardware, hf_config)
     if kernels.value == "liger":
+        if config.model.preset is not None:
+            build_model(config.model, hf_config, "eager", config.seed)  # refuses sizes, which it cannot after the patch
         apply_liger(hf_config.model_type)
     return attention, kernels
 

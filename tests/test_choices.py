@@ -58,9 +58,19 @@ def test_a_model_is_built_with_what_its_class_supports(
         choose_code(sinks.model_copy(update={"compute": _compute(sinks, attention="sdpa")}), CPU)
 
 
+def test_sizes_are_refused_before_liger_is_put_in_place(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scale.choices, "apply_liger", lambda kind: pytest.fail("patched"))
+    monkeypatch.setattr(scale.choices, "kernels_of", lambda *_: Choice("liger", "as on a GPU"))
+    wrong = {"preset": "tiny", "overrides": {"vocab_size": 512, "head_dim": 17}}
+    with pytest.raises(UsageError, match=r"model\.overrides"):
+        choose_code(load_config(make_config(model=wrong)), H100)
+
+
 @pytest.mark.slow
 def test_liger_patches_the_classes_but_not_the_loss() -> None:
-    """For the whole process, hence in one of its own."""
+    """For the whole process, hence in one of its own. Nothing runs on the meta device or is traced from then on."""
     code = """if True:
         from transformers.models.llama import modeling_llama as m
         from scale.models.kernels import apply_liger, liger_knows
@@ -69,6 +79,20 @@ def test_liger_patches_the_classes_but_not_the_loss() -> None:
         apply_liger("llama")
         print(m.LlamaRMSNorm.__name__, m.LlamaMLP.__name__, m.apply_rotary_pos_emb.__name__)
         assert m.LlamaForCausalLM.forward is before
+        from scale.config.model import ModelConfig
+        from scale.models.build import build_model, model_config
+        from scale.models.kernels import has_liger
+        assert has_liger(build_model(tiny := ModelConfig(preset="tiny"), model_config(tiny), "sdpa", 0)[0])
+        from scale.config import load_config
+        from scale.errors import UsageError
+        from scale.hardware import Hardware
+        from scale.plan.settle import settle
+        try:
+            settle(load_config("configs/pretrain/100m.yaml"), 1, Hardware.of("h100"))
+        except UsageError as error:
+            assert "plan before training" in str(error)
+        else:
+            raise AssertionError("traced")
     """
     pytest.importorskip("liger_kernel")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)

@@ -18,6 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from scale.config.model import ModelConfig
 from scale.errors import UsageError
+from scale.models.kernels import has_liger
 from scale.models.presets import preset_config
 from scale.models.size import experts_of
 from scale.models.stored import stored_weights
@@ -98,7 +99,8 @@ def build_model(
             torch.manual_seed(seed)
             return _checked(lambda: _from_config(hf_config, attention), config), None
     model = _meta(config, hf_config, attention)
-    if attention in ("sdpa", "eager") and not experts_of(hf_config)[0]:  # a router needs values to choose by
+    runs_on_meta = not experts_of(hf_config)[0] and not has_liger(model)  # a router needs values to choose by
+    if attention in ("sdpa", "eager") and runs_on_meta:
         with torch.device("meta"):
             _checked(lambda: _try_shapes(model), config)
     return model, llama_init(seed, hf_config.initializer_range, hf_config.num_hidden_layers)

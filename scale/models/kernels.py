@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+from torch import nn
+
 from scale.hardware import installed
 
 
@@ -26,3 +28,9 @@ def apply_liger(model_type: str) -> None:
 
     logging.getLogger(monkey_patch.__name__).setLevel(logging.WARNING)
     monkey_patch._apply_liger_kernel(model_type, cross_entropy=False, fused_linear_cross_entropy=False)
+
+
+def has_liger(model: nn.Module) -> bool:
+    """Whether a model was built after the patch. Its kernels read memory, which tensors on the meta device and those of a
+    plan do not have: on a GPU an illegal access that ends the process."""
+    return any(type(module).__module__.startswith("liger_kernel") for module in model.modules())

@@ -17,6 +17,7 @@ from scale.errors import MissingExtra, UsageError
 from scale.hardware import Choice, Hardware
 from scale.models.adapters import add_adapter
 from scale.models.build import build_model, model_config, set_recompute
+from scale.models.kernels import has_liger
 from scale.objectives.causal_lm import CausalLM
 from scale.objectives.root import Root
 from scale.parallel.ranks import Ranks
@@ -98,6 +99,8 @@ def _module(config: PretrainRun, hf_config: PretrainedConfig, attention: str) ->
     kind = config.model if config.model.preset else config.model.model_copy(update={"init": "random"})
     with torch.device("meta"):
         module, _ = build_model(kind, hf_config, FUSED if fused else attention, config.seed)
+        if has_liger(module):
+            raise UsageError("Liger's kernels are in place in this process and cannot be traced: plan before training")
         return module if config.adapter is None else add_adapter(module, config.adapter, config.seed)
 
 
