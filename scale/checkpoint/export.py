@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
-
-from transformers.utils.logging import disable_progress_bar
 
 from scale.data.tokenizer import start_id
 from scale.errors import UsageError
@@ -20,8 +17,6 @@ def export(model: Any, tokenizer: Any | None, out: Path, merge: bool = False) ->
         model = model.merge_and_unload()
     elif merge:
         raise UsageError("--merge: this run has no adapter to merge")
-    if not sys.stderr.isatty():
-        disable_progress_bar()
     with new_folder(out) as aside:
         if tokenizer is not None:
             _name_special_tokens(model, tokenizer)

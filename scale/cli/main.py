@@ -11,6 +11,7 @@ from typing import NoReturn
 from scale import __version__
 from scale.cli import data, forecast, model, plan, train
 from scale.cli.launched import end_rank, error_line, prints_errors
+from scale.cli.quiet import quiet_libraries
 from scale.cluster.lifeline import die_with_launcher
 from scale.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, Elsewhere, ScaleError
 
@@ -54,6 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point. Returns the exit code."""
     die_with_launcher()
+    quiet_libraries()
     # GNU OpenMP lets waiting threads spin for long: two runs on the same cores then starve each other
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     parser = make_parser()

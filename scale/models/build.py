@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,6 @@ from torch import Size, Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils.logging import disable_progress_bar
 
 from scale.config.model import ModelConfig
 from scale.errors import UsageError
@@ -107,8 +105,6 @@ def build_model(
 
 
 def _pretrained(path: str, attention: str) -> Any:
-    if not sys.stderr.isatty():
-        disable_progress_bar()
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=torch.float32,

@@ -1,8 +1,10 @@
-"""Warnings of other packages that no user could act on."""
+"""Warnings and progress bars of other packages that no user could act on."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 _TOLD = {
     "torchao": "Failed to load",  # parts compiled for other machines
@@ -23,3 +25,14 @@ def quiet_torchao() -> None:
         logger = logging.getLogger(name)
         if not any(isinstance(known, _Without) for known in logger.filters):
             logger.addFilter(_Without(text))
+
+
+def quiet_bars() -> None:
+    """Loading and saving models draws no bars. Those of downloads, which take minutes, stay."""
+    from transformers.utils.logging import set_tqdm_hook
+
+    set_tqdm_hook(_without_bar)
+
+
+def _without_bar(make: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    return make(*args, **{**kwargs, "disable": True})
