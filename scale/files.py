@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -76,6 +76,22 @@ def _os_error_number(error: Exception) -> int | None:
         return error.errno
     found = re.search(r"\(os error (\d+)\)", str(error))
     return int(found[1]) if found else None
+
+
+def refuse_same_place(inputs: Iterable[str | Path], output: str | Path) -> None:
+    """Raises UsageError where writing `output` would replace an input or add to a folder that is read.
+
+    That is, where `output` is one of `inputs`, holds one, or lies in one; links and relative paths are followed.
+    """
+    target = Path(output).expanduser().resolve()
+    for given in inputs:
+        source = Path(given).expanduser().resolve()
+        if target == source or (target.exists() and source.exists() and target.samefile(source)):
+            raise UsageError(f"{output}: is the input itself ({given}); choose another place")
+        if source.is_relative_to(target):
+            raise UsageError(f"{output}: holds the input {given}; choose another place")
+        if target.is_relative_to(source):
+            raise UsageError(f"{output}: lies in the input {given}; choose another place")
 
 
 @contextmanager

@@ -122,9 +122,11 @@ def _source(args: argparse.Namespace) -> Source:
 def _tokenize(args: argparse.Namespace) -> int:
     from scale.data import tokenizer as tokenizers
     from scale.data.prepare import tokenize, train_tokenizer
+    from scale.data.sources import refuse_as_output
     from scale.data.tables import raw_source
 
     source = raw_source(_source(args), "tokenize")
+    refuse_as_output(source, args.out)  # before a tokenizer is trained
     if not 0 <= args.held_out < 1:
         raise UsageError(f"--held-out {args.held_out:g}: a share of at least 0 and below 1, such as 0.01")
     if args.vocab_size is not None and not 258 <= args.vocab_size <= 2**20:

@@ -40,8 +40,13 @@ def add_commands(verbs: Any) -> None:
 
 
 def _forecast(args: argparse.Namespace) -> int:
+    from scale.files import refuse_same_place
     from scale.monitor.forecast import draw_forecast, forecast_run
+    from scale.monitor.run_folder import RunFolder
 
+    run = RunFolder(args.run_folder)
+    if args.out is not None:
+        refuse_same_place([run.config, run.run_state, run.metrics, run.checkpoints, run.model], args.out)
     forecast = forecast_run(args.run_folder, args.at)
     picture = draw_forecast(forecast, args.out or args.run_folder / "plots" / "forecast.png")
     if args.json:

@@ -12,7 +12,7 @@ from typing import Any
 
 from scale.config.data import RawSource
 from scale.data.columns import ColumnReader
-from scale.data.sources import place_of
+from scale.data.sources import place_of, refuse_as_output
 from scale.data.splitting import hash_of
 from scale.data.tables import Row, lacks_answer, normalised, read_rows, reader_for
 from scale.errors import MissingExtra, UsageError
@@ -45,8 +45,9 @@ def clean(
     """Write the good rows as JSONL: NFC, no control characters, none empty, too short, too long or a repetition.
 
     `near` also drops rows whose estimated Jaccard similarity (5-character shingles, MinHash) to an earlier row reaches it.
-    Raises UsageError if nothing is left, MissingExtra without datasketch.
+    Raises UsageError if `out` is read itself or nothing is left, MissingExtra without datasketch.
     """
+    refuse_as_output(source, out)
     result = Cleaned()
     seen: set[bytes] = set()
     similar = NearDuplicates(near) if near is not None else None
@@ -146,11 +147,13 @@ def split(source: RawSource, out: str | Path, fraction: float = 0.1, by: str | N
     """Write train.jsonl and valid.jsonl into the folder `out`, in the order of the source, divided by hash.
 
     Rows with the same content, or with the same value of column `by`, stay on one side. The groups with the lowest hashes
-    are held out until `fraction` of the rows is reached. Raises UsageError for broken rows, existing files, too few groups.
+    are held out until `fraction` of the rows is reached. Raises UsageError for broken rows, existing files,
+    files that are read themselves, too few groups.
     """
     if not 0 < fraction < 1:
         raise UsageError(f"--fraction {fraction:g}: the share of validation rows, above 0 and below 1, such as 0.1")
     targets = [Path(out) / "train.jsonl", Path(out) / "valid.jsonl"]
+    refuse_as_output(source, *targets)
     for target in targets:
         if target.exists():
             raise UsageError(f"{target}: exists already; choose another folder or delete it first")

@@ -16,7 +16,7 @@ from scale.data import tokenizer as tokenizers
 from scale.data.columns import RawDocument
 from scale.data.documents import FORMAT, Documents, Manifest, PackedRows, TokenStore
 from scale.data.ingest import write_store
-from scale.data.sources import describe, documents, place_of
+from scale.data.sources import describe, documents, place_of, refuse_as_output
 from scale.data.splitting import below, hash_of
 from scale.data.store import Dtype
 from scale.errors import UsageError
@@ -85,7 +85,9 @@ def tokenize(
     dtype: Dtype = "auto",
     progress: bool = True,
 ) -> Manifest:
-    """Write a raw source as a token store with its tokenizer into a new folder. Raises UsageError if `out` exists."""
+    """Write a raw source as a token store with its tokenizer into a new folder. Raises UsageError if `out` exists or lies
+    in what is read."""
+    refuse_as_output(source, out)
     with new_folder(Path(out)) as folder:
         manifest = write_store(folder, source, tokenizer, held_out, dtype, progress)
         if tokenizer is not None:

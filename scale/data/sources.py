@@ -20,7 +20,7 @@ from scale.config.data import (
     TextSource,
 )
 from scale.data.columns import ColumnReader, RawDocument
-from scale.data.files import find_files, one_line
+from scale.data.files import find_files, one_line, refuse_output_among
 from scale.errors import UsageError
 
 _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
@@ -29,6 +29,14 @@ _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", 
 def place_of(source: RawSource) -> str:
     """How errors call a source."""
     return source.kind if isinstance(source, StdlibSource) else source.path
+
+
+def refuse_as_output(source: RawSource, *outputs: str | Path) -> None:
+    """Raises UsageError where writing an output would change what `source` reads, before anything is touched."""
+    if isinstance(source, StdlibSource):
+        return refuse_output_among(sysconfig.get_path("stdlib"), *outputs)
+    if not isinstance(source, HuggingFaceSource) or Path(source.path).expanduser().exists():
+        refuse_output_among(source.path, *outputs)
 
 
 def documents(source: RawSource) -> Iterator[RawDocument]:
