@@ -71,7 +71,7 @@ class RunRecorder:
         """Show the derived numbers and start the monitors. Raises UsageError if one cannot start."""
         self.state.status = "running"
         for monitor in self.monitors:
-            monitor.start({**self.facts, "steps": steps, "step": done})
+            monitor.start({**self.facts, "run_id": self.state.run_id, "steps": steps, "step": done})
 
     def score_before_training(self, score: Score) -> None:
         self._write(self.metrics.score_row(0, score, self._extra(None)))

@@ -15,19 +15,22 @@ from scale.protocols import Monitor
 
 
 class Guarded:
-    """`monitor`, switched off by its first failure, which is told in one line; only `start` may stop the run."""
+    """`monitor`, switched off by its first failure, which is told in one line; only the `start` of a new run may stop it."""
 
     def __init__(self, monitor: Monitor, say: Callable[[str], None] = print):
         self.monitor, self.say, self.name = monitor, say, monitor.name
         self.off = False
 
     def start(self, facts: Mapping[str, Any]) -> None:
-        """Raises UsageError in one line, whatever the monitor raised."""
+        """Raises UsageError in one line, whatever the monitor raised. A run that goes on (`facts["step"]` > 0) is not ended
+        by a service that happens to be down: only a UsageError stops it."""
         try:
             self.monitor.start(facts)
         except UsageError:
             raise
         except Exception as error:
+            if facts.get("step"):
+                return self._switch_off(error)
             raise UsageError(
                 f"monitor.{self.name}: cannot start: {_one_line(error)} (mend it or turn it off)"
             ) from error
@@ -44,10 +47,13 @@ class Guarded:
         try:
             call()
         except Exception as error:
-            self.off = True
-            self.say(f"monitor.{self.name}: off for the rest of the run: {_one_line(error)}")
-            with suppress(Exception):  # a last chance to let go of the terminal, files and threads
-                self.monitor.finish("failed")
+            self._switch_off(error)
+
+    def _switch_off(self, error: Exception) -> None:
+        self.off = True
+        self.say(f"monitor.{self.name}: off for the rest of the run: {_one_line(error)}")
+        with suppress(Exception):  # a last chance to let go of the terminal, files and threads
+            self.monitor.finish("failed")
 
 
 class TensorBoard:
@@ -87,7 +93,11 @@ class TensorBoard:
 
 
 class Wandb:
-    """Weights & Biases. Offline unless the config says otherwise; the key comes from WANDB_API_KEY and nowhere else."""
+    """Weights & Biases. Offline unless the config says otherwise; the key comes from WANDB_API_KEY and nowhere else.
+
+    Its run has the id of ours (`facts["run_id"]`), so that a resumed run goes on as the same one. Its exit code is 0 also
+    where the run was paused: only a failed run is marked as one.
+    """
 
     name = "wandb"
 
@@ -107,9 +117,12 @@ class Wandb:
         self._run = wandb.init(
             project=self.config.project,
             name=self.run_name,
+            id=facts["run_id"],
+            resume="allow",
             mode=self.config.mode,
             dir=str(self.folder),
-            config=dict(facts),
+            config={name: value for name, value in facts.items() if name not in ("run_id", "step")},
+            allow_val_change=True,  # a resumed run may be on another machine
         )
 
     def log(self, row: Mapping[str, Any]) -> None:
@@ -118,7 +131,7 @@ class Wandb:
     def finish(self, status: str) -> None:
         if self._run is not None:
             self._run.summary["status"] = status
-            self._run.finish(exit_code=0 if status == "completed" else 1)
+            self._run.finish(exit_code=0 if status in ("completed", "paused") else 1)
 
 
 def numbers(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -68,13 +68,13 @@ class Ranks:
         """The JSON values of all ranks, by rank, on every rank."""
         if self.world_size == 1:
             return [value]
-        raw = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        raw = _to_bytes(value)
         sizes = [torch.zeros(1, dtype=torch.long) for _ in range(self.world_size)]
         dist.all_gather(sizes, torch.tensor([raw.numel()]), group=self.group)
         longest = int(max(sizes))
-        texts = [torch.zeros(longest, dtype=torch.uint8) for _ in sizes]
+        texts = [torch.empty(longest, dtype=torch.uint8) for _ in sizes]
         dist.all_gather(texts, torch.nn.functional.pad(raw, (0, longest - raw.numel())), group=self.group)
-        return [json.loads(bytes(text[: int(size)].tolist())) for text, size in zip(texts, sizes, strict=True)]
+        return [_from_bytes(text[: int(size)]) for text, size in zip(texts, sizes, strict=True)]
 
     def barrier(self) -> None:
         """Return when every rank is here."""
@@ -107,7 +107,12 @@ class Ranks:
             return run()
         answer: list[Any] = []
         self.each(lambda: answer.append(run()) if self.rank == 0 else None)
-        return self.gather(answer)[0][0]
+        raw = _to_bytes(answer[0]) if self.rank == 0 else torch.empty(0, dtype=torch.uint8)
+        size = torch.tensor([raw.numel()])
+        dist.broadcast(size, 0, group=self.group)
+        text = raw if self.rank == 0 else torch.empty(int(size), dtype=torch.uint8)
+        dist.broadcast(text, 0, group=self.group)
+        return _from_bytes(text)
 
     def place(self, device: str) -> None:
         """Take a device of this machine: the GPU of its own, where it is cuda. Raises UsageError if there is none."""
@@ -132,6 +137,15 @@ class Ranks:
             for group in _world.pg_map:
                 if group.group_desc != _BESIDE:
                     _set_pg_timeout(timedelta(seconds=seconds), group)
+
+
+def _to_bytes(value: Any) -> Tensor:
+    """A JSON value as (bytes,) uint8."""
+    return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+
+
+def _from_bytes(text: Tensor) -> Any:
+    return json.loads(text.numpy().tobytes())
 
 
 def join(device: str | None = "auto") -> Ranks:

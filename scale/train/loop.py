@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from scale.errors import ScaleError
 from scale.protocols import Judge, Score, Source, Stepper, StepReport
 from scale.train.profile import StepProfiler
 from scale.train.stop import StopSignal
@@ -68,7 +71,18 @@ class Loop:
         self.evaluations_without_gain = 0
 
     def run(self, stop: StopSignal) -> Outcome:
-        """Train to the end, to a stop request or to an early stop; a checkpoint is started in each case."""
+        """Train to the end, to a stop request or to an early stop; a checkpoint is started in each case. A profile that the
+        end cuts off is written, whatever ended the run."""
+        try:
+            outcome = self._run(stop)
+        except BaseException:
+            with suppress(ScaleError):  # the first error is the one to show
+                self._end_profile()
+            raise
+        self._end_profile()
+        return outcome
+
+    def _run(self, stop: StopSignal) -> Outcome:
         if self.done == 0 and self.judge is not None:
             self.record.score_before_training(self.judge.score())
         if self._patience_spent() or self._reached():
@@ -104,12 +118,20 @@ class Loop:
         report = self.stepper.step(self.source)
         self.source.observe(report)
         self.done = report.step
-        if self.profiler is not None and (trace := self.profiler.after(report.step)):
-            self.record.event("profile", f"profile written to {trace}")
+        if self.profiler is not None:
+            self._tell_of(self.profiler.after(report.step))
         due = report.step % self.settings.eval_every == 0 or report.step == self.settings.steps
         score = self.judge.score() if due and self.judge is not None else None
         self.record.step(report, score)
         return score
+
+    def _end_profile(self) -> None:
+        if self.profiler is not None:
+            self._tell_of(self.profiler.finish())
+
+    def _tell_of(self, trace: Path | None) -> None:
+        if trace is not None:
+            self.record.event("profile", f"profile written to {trace}")
 
     def _note(self, score: Score | None) -> None:
         if score is not None:

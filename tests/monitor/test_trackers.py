@@ -10,7 +10,9 @@ import pytest
 
 from scale.config.run import WandbConfig
 from scale.errors import MissingExtra, UsageError
+from scale.monitor.recorder import RunRecorder
 from scale.monitor.records import Metrics
+from scale.monitor.run_folder import RunFolder
 from scale.monitor.trackers import Guarded, TensorBoard, Wandb, numbers
 from scale.protocols import StepReport
 
@@ -70,6 +72,17 @@ def test_a_failing_start_stops_the_run_in_one_line() -> None:
     assert "\n" not in str(caught.value)
     with pytest.raises(UsageError, match=r"^as it is$"):
         drive(Guarded(Breaks("start", UsageError("as it is"))))
+
+
+def test_a_service_that_is_down_does_not_end_a_run_that_goes_on() -> None:
+    said: list[str] = []
+    guarded = Guarded(Breaks("start", OSError("no route")), said.append)
+    guarded.start({"step": 5})
+    guarded.log(row(6))
+    guarded.finish("completed")
+    assert said == ["monitor.fragile: off for the rest of the run: OSError: no route"]
+    with pytest.raises(UsageError, match=r"^as it is$"):
+        Guarded(Breaks("start", UsageError("as it is"))).start({"step": 5})
 
 
 def test_a_stop_request_is_not_swallowed() -> None:
@@ -146,13 +159,16 @@ def fake_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_wandb_is_offline_unless_told_and_gets_the_numbers(tmp_path: Path, fake_wandb: Any) -> None:
     tracker = Wandb(WandbConfig(project="p"), "demo", tmp_path / "wandb")
-    tracker.start({"steps": 3})
+    tracker.start({"steps": 3, "run_id": "a1", "step": 1})
     tracker.log(row(2))
     tracker.finish("failed")
     init, log, finish = fake_wandb.calls
     expected = {
         "project": "p",
         "name": "demo",
+        "id": "a1",
+        "resume": "allow",
+        "allow_val_change": True,
         "mode": "offline",
         "dir": str(tmp_path / "wandb"),
         "config": {"steps": 3},
@@ -163,6 +179,26 @@ def test_wandb_is_offline_unless_told_and_gets_the_numbers(tmp_path: Path, fake_
     assert finish == ["finish", 1, {"status": "failed"}]
 
 
+@pytest.mark.parametrize(("status", "code"), [("completed", 0), ("paused", 0), ("failed", 1), ("cancelled", 1)])
+def test_a_paused_run_is_not_a_failed_one(tmp_path: Path, fake_wandb: Any, status: str, code: int) -> None:
+    tracker = Wandb(WandbConfig(project="p"), "demo", tmp_path / "wandb")
+    tracker.start({"run_id": "a1"})
+    tracker.finish(status)
+    assert fake_wandb.calls[-1] == ["finish", code, {"status": status}]
+
+
+def test_every_start_of_a_run_is_the_same_one_to_a_tracker(tmp_path: Path) -> None:
+    ids = []
+    for steps in (1, 2):
+        recorder = RunRecorder(RunFolder(tmp_path), [], {})
+        recorder.open(None)
+        recorder.monitors = [Guarded(Breaks("never", OSError()))]
+        recorder.monitors[0].monitor.start = lambda facts: ids.append(facts["run_id"])  # type: ignore[method-assign]
+        recorder.start(steps, steps - 1)
+        recorder.close("stopped", None)
+    assert len(ids) == 2 and len(set(ids)) == 1
+
+
 def test_wandb_online_needs_its_key_in_the_environment(
     tmp_path: Path, fake_wandb: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,5 +206,5 @@ def test_wandb_online_needs_its_key_in_the_environment(
     with pytest.raises(UsageError, match="WANDB_API_KEY"):
         Wandb(config, "demo", tmp_path)
     monkeypatch.setenv("WANDB_API_KEY", "k")
-    Wandb(config, "demo", tmp_path).start({})
+    Wandb(config, "demo", tmp_path).start({"run_id": "a1"})
     assert "k" not in json.dumps(fake_wandb.calls[0][1]["config"])
