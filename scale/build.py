@@ -15,7 +15,6 @@ from scale.checks import (
     check_held_back,
     check_length,
     check_memory,
-    check_plan,
     check_same_device,
     check_same_everywhere,
     check_same_run,
@@ -143,7 +142,6 @@ def build_trainer(
     positions = sum(order.positions for order in planner.orders)
     steps = total_steps(config, positions, fill)
     ranks.each(lambda: check_held_back(config, positions))
-    ranks.each(lambda: check_plan(config, steps, any(documents.tokens for documents in prepared.valid)))
     flops = partial(flops_per_token, size, model.config)
     make = STRATEGIES[choices.strategy.value]
     strategy = ranks.each(lambda: make(ranks, config.compute, choices.precision.value, choices.compile.value))

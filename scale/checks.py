@@ -13,7 +13,6 @@ from scale.models.size import Size
 from scale.monitor.run_folder import RunFolder
 from scale.parallel.footprint import footprint
 from scale.parallel.ranks import Ranks
-from scale.train.schedule import warmup_steps
 
 # What may change between two starts of one run without making it another run.
 MAY_CHANGE = (
@@ -121,14 +120,3 @@ def check_held_back(config: PretrainRun, positions: int) -> None:
         raise UsageError(
             f"predict.guard.tokens = {wanted:,}: more than a tenth of the {positions:,} training tokens would be held back"
         )
-
-
-def check_plan(config: PretrainRun, steps: int, held_out: bool) -> None:
-    """Settings that a run of this length could not honour."""
-    warmup = warmup_steps(config.schedule, steps)
-    if warmup > steps:
-        raise UsageError(f"schedule.warmup = {config.schedule.warmup}: longer than the run of {steps} steps")
-    if config.profile is not None and config.profile.bounds()[1] > steps:
-        raise UsageError(f"profile.steps = {config.profile.steps!r}: the run has only {steps} steps")
-    if config.eval.early_stop is not None and not held_out:
-        raise UsageError("eval.early_stop: nothing is held out (the tokenised sources have no held-out part)")

@@ -63,7 +63,8 @@ class Term:
 
 @dataclass
 class Loss:
-    """What an objective returns. `per_segment` holds summed losses of packed documents, shape (B, S), on request."""
+    """What an objective returns. A metric that counts nothing has no value. `per_segment` holds summed losses of packed
+    documents, shape (B, S), on request."""
 
     terms: dict[str, Term]
     metrics: dict[str, Term] = field(default_factory=dict)
@@ -71,10 +72,12 @@ class Loss:
 
 
 class Objective(Protocol):
-    """A pure function of (model, batch): no I/O, no distributed calls, no normalisation."""
+    """A pure function of (model, batch): no I/O, no distributed calls, no normalisation. Ranks and micro-batches may name
+    other terms and metrics, in any order: those of one name are added up."""
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Denominator of every term in this micro-batch, known before the forward pass."""
+        """Denominator of every term in this micro-batch, known before the forward pass: what `Term.count` will be. Where
+        the two differ over all micro-batches and ranks the run ends."""
         ...
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss: ...
@@ -217,7 +220,9 @@ class Source(Stateful, Protocol):
         ...
 
     def publish(self, version: int, params: Callable[[], Iterable[tuple[str, Tensor]]]) -> None:
-        """Called after every step with a way to read the new weights: for rollout engines; nothing elsewhere."""
+        """Called by the loop after every step, real or predicted, and before the first one of a resumed run, with a way to
+        read the weights as they are then (`version`: steps made): for rollout engines; nothing elsewhere. Weights that jump
+        before a draw are published once more, under the same version. Reading is collective."""
         ...
 
 
@@ -245,7 +250,8 @@ class Stepper(Stateful, Protocol):
 
 @dataclass
 class Score:
-    """Held-out result: mean loss per token, by data source, over `tokens` scored tokens."""
+    """Held-out result: mean loss per token, by data source, over `tokens` scored tokens. NaN where nothing was scored; then a
+    data source is left out."""
 
     loss: float
     tokens: int

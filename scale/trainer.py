@@ -43,7 +43,8 @@ class Trainer:
     share. Without a `strategy` the run is on one device, the GPU if there is one. Lengths and intervals are in steps.
     `split` makes micro-batches that many times smaller than drawn. With a strategy of several ranks every rank makes the
     same Trainer; rank 0 alone writes into the folder. `timeout`: seconds after which a collective counts as hung.
-    `around` puts another stepper around the one that does real backward passes.
+    `around` puts another stepper around the one that does real backward passes. Raises UsageError for options that a run of
+    `steps` could not honour: a longer warm-up or profile, an early stop without a judge or without evaluations enough.
 
     >>> trainer = Trainer(model, source, objective, folder="runs/mine", steps=1000)
     >>> trainer.fit()
@@ -82,17 +83,7 @@ class Trainer:
         around: Callable[[BackwardStepper], Stepper] | None = None,
     ):
         optim = optim or OptimConfig()
-        self.model, self.source, self.folder = model, source, RunFolder(Path(folder))
-        self.strategy: Strategy = strategy or Single(detect().device)
-        self.ranks = self.strategy.ranks
-        self.seed = seed
         self.checkpoint = checkpoint or CheckpointConfig()
-        self.config_text, self.assets, self.settled = config_text, assets, dict(settled or {})
-        self.unwrapped = Root(model, objective)
-        self.root = self.strategy.prepare(self.unwrapped, optim, weights)
-        self.recorder: RunRecorder | Bystander = Bystander(dict(facts or {}))
-        if self.ranks.rank == 0:
-            self.recorder = RunRecorder(self.folder, monitors, dict(facts or {}), flops_per_token, peak_flops)
         settings = StepSettings(
             steps=steps,
             lr=optim.lr,
@@ -101,24 +92,38 @@ class Trainer:
             clip=optim.clip,
             layer_gradients=layer_gradients,
         )
+        lengths = LoopSettings(
+            steps=steps,
+            eval_every=eval_every,
+            save_every=self.checkpoint.every,
+            patience=early_stop.patience if early_stop else None,
+            min_delta=early_stop.min_delta if early_stop else 0.0,
+        )
+        if profile is not None and profile.bounds()[1] > steps:
+            raise UsageError(f"profile.steps = {profile.steps!r}: the run has only {steps} steps")
+        self.model, self.source, self.folder = model, source, RunFolder(Path(folder))
+        self.strategy: Strategy = strategy or Single(detect().device)
+        self.ranks = self.strategy.ranks
+        self.seed = seed
+        self.config_text, self.assets, self.settled = config_text, assets, dict(settled or {})
+        self.unwrapped = Root(model, objective)
+        self.root = self.strategy.prepare(self.unwrapped, optim, weights)
+        self.recorder: RunRecorder | Bystander = Bystander(dict(facts or {}))
+        if self.ranks.rank == 0:
+            self.recorder = RunRecorder(self.folder, monitors, dict(facts or {}), flops_per_token, peak_flops)
         backward = BackwardStepper(self.root, objective, self.strategy, settings, self.recorder.event, split)
         self.stepper: Stepper = around(backward) if around else backward
         self.loop = Loop(
             self.stepper,
             source,
-            LoopSettings(
-                steps=steps,
-                eval_every=eval_every,
-                save_every=self.checkpoint.every,
-                patience=early_stop.patience if early_stop else None,
-                min_delta=early_stop.min_delta if early_stop else 0.0,
-            ),
+            lengths,
             self.recorder,
             self._save,
             lambda: self.checkpoints.poll(),
             judge(self.root) if judge else None,
             StepProfiler(profile, self.folder.profile, self.ranks.device) if profile and self.ranks.rank == 0 else None,
             lambda: self.ranks.set_timeout(timeout),
+            self.strategy.full_params,
         )
 
     def fit(self) -> Outcome:

@@ -24,13 +24,14 @@ window are shuffled."""
 
 @dataclass(frozen=True)
 class Plan:
-    """The rows of one step, `tokens` in all. `drawn` counts those drawn so far from each source, this step included.
-    `weights` of the spans in the loss: only under an unbiased selector."""
+    """The rows of one step, `tokens` in all: the `number`-th since the run began, from 0. `drawn` counts those drawn so far
+    from each source, this step included. `weights` of the spans in the loss: only under an unbiased selector."""
 
     rows: list[Row]
     seq_len: int
     tokens: int
     drawn: tuple[int, ...]
+    number: int
     weights: list[list[float]] = field(default_factory=list)
 
 
@@ -107,7 +108,7 @@ class Planner:
             for span in row:
                 self.drawn[span.source] += span.length
         self.groups += 1
-        return Plan(rows, seq_len, sum(self.drawn) - before, tuple(self.drawn), weights)
+        return Plan(rows, seq_len, sum(self.drawn) - before, tuple(self.drawn), self.groups - 1, weights)
 
     def fill(self, groups: int = 4) -> float:
         """Share of positions that are not padding, in rows of `longest`: counted over the whole windows that the first

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import signal
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -26,6 +25,15 @@ _PREFETCH = 2
 """Groups that a worker reads ahead."""
 
 
+@dataclass(frozen=True)
+class _Planned:
+    """What stays with the trainer of a plan that went to a worker: the planner's state right after it, and its rows if their
+    losses will be heard."""
+
+    state: dict[str, Any]
+    rows: list[Row]
+
+
 class _Blocks(Dataset[tuple[Plan, Tensor]]):
     """Map-style dataset whose index is a plan: what worker processes run. Gives this rank's rows as one block, and the
     plan without its rows, which would travel back for nothing."""
@@ -43,9 +51,9 @@ class _Blocks(Dataset[tuple[Plan, Tensor]]):
 class PackedSource:
     """Implements `scale.protocols.Source` over tokenised documents.
 
-    Workers only ever receive finished plans, so neither their number nor how far they run ahead changes a batch. Every
-    plan is paired with the planner's state right after it; the state of the last group *drawn* is what is saved, with the
-    `fingerprint` of the data that it counts.
+    Workers only ever receive finished plans, so neither their number nor how far they run ahead changes a batch. A plan
+    comes back with its number, by which it finds the planner's state right after it; the state of the last group *drawn* is
+    what is saved, with the `fingerprint` of the data that it counts. Losses may be heard of any group that was drawn.
 
     With a selector in the planner the stepper tells each group's losses (`Group.hear`), which are put together with
     `all_sum` over the ranks; each rank then knows all. Raises UsageError for workers that would plan too far ahead.
@@ -71,7 +79,7 @@ class PackedSource:
         self.blocks = _Blocks(reader, rank, world_size)
         self.workers, self.fingerprint = workers, fingerprint
         self._state = planner.snapshot()
-        self._ahead: deque[tuple[dict[str, Any], list[Row]]] = deque()
+        self._ahead: dict[int, _Planned] = {}  # by number of the plan
         self._stream: list[Iterator[tuple[Plan, Tensor]]] = []  # at most one
         weakref.finalize(self, self._stream.clear)  # also at exit: workers end when their iterator goes
 
@@ -89,10 +97,11 @@ class PackedSource:
             )
             self._stream.append(iter(loader))
         plan, block_4BL = next(self._stream[0])
-        self._state, rows = self._ahead.popleft()
+        planned = self._ahead.pop(plan.number)
+        self._state = planned.state
         group = self._group(plan, block_4BL)
         if self.planner.selector is not None:
-            group.hear = partial(self._hear, rows, block_4BL)
+            group.hear = partial(self._hear, plan.number, planned.rows, block_4BL)
         return group
 
     def _group(self, plan: Plan, block_4BL: Tensor) -> Group:
@@ -104,15 +113,15 @@ class PackedSource:
             sources=dict(zip(self.names, plan.drawn, strict=True)),
         )
 
-    def _hear(self, rows: list[Row], block_4BL: Tensor, sums: Sequence[Tensor]) -> None:
-        """Loss sums (b, S) of the micro-batches of a group go to the selector. Collective."""
+    def _hear(self, number: int, rows: list[Row], block_4BL: Tensor, sums: Sequence[Tensor]) -> None:
+        """Loss sums (b, S) of the micro-batches of a group, by its number, go to the selector. Collective."""
         named = unstack(block_4BL)
         values_N2 = span_losses(
             rows, self.blocks.rank, self.blocks.world_size, named["targets"], named["segment_ids"], sums, self.all_sum
         )
         pieces_N = self.planner.pieces([span for row in rows for span in row])
         assert self.planner.selector is not None
-        self.planner.selector.hear(self._state["groups"] - 1, *by_piece(pieces_N, values_N2))
+        self.planner.selector.hear(number, *by_piece(pieces_N, values_N2))
 
     def passed_over(self) -> dict[str, dict[str, int]]:
         """Pieces and positions left out by the selector so far, of each source; whole windows count when they open."""
@@ -195,12 +204,11 @@ class PackedSource:
         self._stream.clear()
 
 
-def _plans(planner: Planner, ahead: deque[tuple[dict[str, Any], list[Row]]]) -> Iterator[Plan]:
-    """Plans in order; `ahead` receives the planner's state after each, and the rows if their losses will be heard. No
-    reference to the source, which may thus die."""
+def _plans(planner: Planner, ahead: dict[int, _Planned]) -> Iterator[Plan]:
+    """Plans in order; `ahead` receives what stays here of each. No reference to the source, which may thus die."""
     while True:
         plan = planner.next()
-        ahead.append((planner.snapshot(), plan.rows if planner.selector is not None else []))
+        ahead[plan.number] = _Planned(planner.snapshot(), plan.rows if planner.selector is not None else [])
         yield plan
 
 

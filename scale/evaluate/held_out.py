@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -19,7 +20,7 @@ class HeldOut:
     """Implements `scale.protocols.Judge`: loss over up to `tokens` held-out tokens, shared out among the sources by weight.
 
     As in training, each term of the loss is divided by its own count, then weighted. A score's `tokens` is the count of
-    the first term."""
+    the first term. Where a term counts nothing there is no loss: NaN over all, and a source is left out."""
 
     def __init__(
         self,
@@ -44,26 +45,29 @@ class HeldOut:
     def score(self) -> Score:
         sums: dict[str, Tensor] = {}  # of each term, by source: total and count
         weights: dict[str, float] = {}
-        dtype = sum_dtype(self.strategy.ranks.device)
-        nothing = torch.zeros(len(self.rows), 2, dtype=dtype, device=self.strategy.ranks.device)
+        ranks = self.strategy.ranks
+        dtype = sum_dtype(ranks.device)
+        nothing = torch.zeros(len(self.rows), 2, dtype=dtype, device=ranks.device)
         with evaluating(self.root):
             for i, rows in enumerate(self.rows.values()):
                 mine = self._share(rows)
                 for at in range(0, len(mine), self.micro_rows):
                     batch = self.reader.batch(mine[at : at + self.micro_rows], self.seq_len)
-                    loss = self.root({k: v.to(self.strategy.ranks.device) for k, v in batch.items()})
+                    loss = self.root({k: v.to(ranks.device) for k, v in batch.items()})
                     for name, term in loss.terms.items():
                         weights[name] = term.weight
                         sums.setdefault(name, nothing.clone())[i] += torch.stack([term.total.to(dtype), term.count])
-        if not sums:
-            return Score(0.0, 0)
-        sums_TS2 = self.strategy.ranks.all_sum(torch.stack(list(sums.values()))).cpu()
+        weights = _merged(ranks.gather(weights))
+        if not weights:
+            return Score(math.nan, 0)
+        sums_TS2 = ranks.all_sum(torch.stack([sums.get(name, nothing) for name in weights])).cpu()
 
         def mean(sums_T2: Tensor) -> float:
+            """NaN where a term counts nothing."""
             by_term = zip(weights.values(), sums_T2.tolist(), strict=True)
-            return sum(weight * total / max(count, 1.0) for weight, (total, count) in by_term)
+            return sum(weight * total / count if count else math.nan for weight, (total, count) in by_term)
 
-        by_source = {name: mean(sums_TS2[:, i]) for i, name in enumerate(self.rows) if sums_TS2[:, i, 1].any()}
+        by_source = {name: mean(sums_TS2[:, i]) for i, name in enumerate(self.rows) if sums_TS2[:, i, 1].all()}
         return Score(mean(sums_TS2.sum(1)), int(sums_TS2[0, :, 1].sum()), by_source)
 
     def _share(self, rows: list[Row]) -> list[Row]:
@@ -73,6 +77,14 @@ class HeldOut:
         each = -(-len(rows) // ranks.world_size)
         mine = rows[ranks.rank :: ranks.world_size]
         return mine + [[] for _ in range(each - len(mine))]
+
+
+def _merged(by_rank: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Names of all ranks, in the order in which the first rank has them: a rank may lack one, or have its own order."""
+    merged: dict[str, float] = {}
+    for named in by_rank:
+        merged = merged | {name: value for name, value in named.items() if name not in merged}
+    return merged
 
 
 def held_out_rows(source: int, documents: Documents, tokens: int, seq_len: int) -> list[Row]:

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from scale.parallel.optimizer import OptimizerSet
 from scale.protocols import Batch
-from scale.train.step import sum_of
+from scale.train.sums import sum_of
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "gathered weights", "gradient exchange", "working memory")
 """What one GPU holds. The first three live from step to step; gathered weights are what other ranks own; gradient exchange

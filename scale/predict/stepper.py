@@ -187,6 +187,7 @@ class PredictiveStepper:
             return attempt.says()
         attempt = self.attempts.start(said["go"], source, done)
         if attempt.kept:
+            source.publish(done, lambda: self.full.strategy.full_params())
             self.phases.jumped()
             if self.ranks.rank == 0:
                 self.brain.jumped(attempt.kept, attempt.decision.distance(attempt.kept))

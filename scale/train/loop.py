@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from scale.errors import ScaleError
+from torch import Tensor
+
+from scale.errors import ScaleError, UsageError
 from scale.protocols import Judge, Score, Source, Stepper, StepReport
 from scale.train.profile import StepProfiler
 from scale.train.stop import StopSignal
@@ -38,7 +40,8 @@ class Ending(Protocol):
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """Lengths and intervals in steps. `patience` evaluations without `min_delta` less loss stop the run (None: never)."""
+    """Lengths and intervals in steps. `patience` evaluations in a row whose loss is not `min_delta` below the last that was
+    stop the run (None: never). Raises UsageError for what could not be honoured."""
 
     steps: int
     eval_every: int
@@ -46,10 +49,34 @@ class LoopSettings:
     patience: int | None = None
     min_delta: float = 0.0
 
+    def __post_init__(self) -> None:
+        for name, value in (("steps", self.steps), ("eval_every", self.eval_every), ("save_every", self.save_every)):
+            if value < 1:
+                raise UsageError(f"{name} = {value}: expected 1 step or more")
+        if self.patience is None and self.min_delta:
+            raise UsageError(f"min_delta = {self.min_delta:g}: read with patience only (give patience as well)")
+        if self.patience is not None and self.patience < 1:
+            raise UsageError(f"patience = {self.patience}: expected 1 evaluation or more (None: never stop early)")
+        if not (math.isfinite(self.min_delta) and self.min_delta >= 0):
+            raise UsageError(f"min_delta = {self.min_delta:g}: expected a number of 0 or more")
+        if self.patience is not None and self.patience >= self.evaluations:
+            raise UsageError(
+                f"early_stop.patience = {self.patience}: {self.steps} steps, evaluated every {self.eval_every}, have "
+                f"{self.evaluations} evaluation(s) after the start: it could never stop (evaluate more often, or leave it out)"
+            )
+
+    @property
+    def evaluations(self) -> int:
+        """In a run of full length, the one before step 1 left out."""
+        return -(-self.steps // self.eval_every)
+
 
 class Loop:
     """`save(step, val_loss)` starts a checkpoint of everything; it may return before that is on disk. `check_saves` raises
-    as soon as one is known to have failed. `first_step_done` is called once: compiling and warming up are over."""
+    as soon as one is known to have failed. `first_step_done` is called once: compiling and warming up are over. `params`
+    reads the whole weights, one parameter at a time: for the source, after each step.
+
+    Raises UsageError for `patience` without a judge."""
 
     def __init__(
         self,
@@ -62,12 +89,19 @@ class Loop:
         judge: Judge | None = None,
         profiler: StepProfiler | None = None,
         first_step_done: Callable[[], None] = lambda: None,
+        params: Callable[[], Iterable[tuple[str, Tensor]]] = tuple,
     ):
+        if settings.patience is not None and judge is None:
+            raise UsageError(
+                f"early_stop.patience = {settings.patience}: nothing is held out, so no loss could stop the run"
+            )
         self.stepper, self.source, self.settings, self.record, self.save = stepper, source, settings, record, save
         self.check_saves = check_saves
-        self.judge, self.profiler, self.first_step_done = judge, profiler, first_step_done
+        self.judge, self.profiler, self.first_step_done, self.params = judge, profiler, first_step_done, params
         self.done = 0
         self.best = math.inf
+        self.reference = math.inf
+        """The loss that a gain is measured from: the last one that was `min_delta` below the one before it."""
         self.evaluations_without_gain = 0
 
     def run(self, stop: StopSignal) -> Outcome:
@@ -83,10 +117,18 @@ class Loop:
         return outcome
 
     def _run(self, stop: StopSignal) -> Outcome:
+        if self.done > self.settings.steps:
+            raise UsageError(
+                f"steps = {self.settings.steps}: the run has made {self.done} already (give it more, or another name)"
+            )
         if self.done == 0 and self.judge is not None:
-            self.record.score_before_training(self.judge.score())
+            before = self.judge.score()
+            self.record.score_before_training(before)
+            self._say_undefined(before)
         if self._patience_spent() or self._reached():
             return "early stop"
+        if 0 < self.done < self.settings.steps:  # the source was made anew, and its weights are those of step 0
+            self.source.publish(self.done, self.params)
         first = True
         while self.done < self.settings.steps:
             score = self._one_step()
@@ -116,8 +158,9 @@ class Loop:
         if self.profiler is not None:
             self.profiler.before(self.done + 1)
         report = self.stepper.step(self.source)
-        self.source.observe(report)
         self.done = report.step
+        self.source.publish(report.step, self.params)
+        self.source.observe(report)
         if self.profiler is not None:
             self._tell_of(self.profiler.after(report.step))
         due = report.step % self.settings.eval_every == 0 or report.step == self.settings.steps
@@ -134,10 +177,21 @@ class Loop:
             self.record.event("profile", f"profile written to {trace}")
 
     def _note(self, score: Score | None) -> None:
-        if score is not None:
-            improved = score.loss < self.best - self.settings.min_delta
-            self.best = min(self.best, score.loss)
-            self.evaluations_without_gain = 0 if improved else self.evaluations_without_gain + 1
+        """Remember the best loss, and count evaluations without a gain. A loss that is undefined is neither."""
+        if score is None:
+            return
+        self._say_undefined(score)
+        loss = score.loss if math.isfinite(score.loss) else math.inf
+        self.best = min(self.best, loss)
+        if loss < self.reference and loss <= self.reference - self.settings.min_delta:
+            self.reference, self.evaluations_without_gain = loss, 0
+        else:
+            self.evaluations_without_gain += 1
+
+    def _say_undefined(self, score: Score) -> None:
+        if not math.isfinite(score.loss):
+            why = "it is not finite, or a part of it has no tokens" if score.tokens else "not one token was scored"
+            self.record.event("evaluation", f"step {self.done}: no held-out loss: {why}")
 
     def _patience_spent(self) -> bool:
         return self.settings.patience is not None and self.evaluations_without_gain >= self.settings.patience
@@ -152,9 +206,20 @@ class Loop:
         return why is not None
 
     def state_dict(self) -> dict[str, Any]:
-        best = None if math.isinf(self.best) else self.best
-        return {"done": self.done, "best": best, "evaluations_without_gain": self.evaluations_without_gain}
+        return {
+            "done": self.done,
+            "best": _finite(self.best),
+            "reference": _finite(self.reference),
+            "evaluations_without_gain": self.evaluations_without_gain,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Checkpoints of earlier versions have no reference of their own: it was the best loss."""
         self.done, self.evaluations_without_gain = state["done"], state["evaluations_without_gain"]
-        self.best = math.inf if state["best"] is None else state["best"]
+        self.best, self.reference = (
+            math.inf if loss is None else loss for loss in (state["best"], state.get("reference", state["best"]))
+        )
+
+
+def _finite(loss: float) -> float | None:
+    return loss if math.isfinite(loss) else None

@@ -13,18 +13,19 @@ import torch
 from torch import Size, Tensor, nn
 
 from scale.config.optim import ScheduleConfig, SpikeConfig
-from scale.errors import OutOfMemory, ScaleError
-from scale.hardware import sum_dtype
+from scale.errors import OutOfMemory, ScaleError, UsageError
 from scale.models.modes import evaluating
 from scale.protocols import Batch, Group, Loss, Objective, Source, StepReport, Strategy
 from scale.train.observe import LayerGradients, Watcher, together
-from scale.train.schedule import lr_factor
+from scale.train.schedule import lr_factor, warmup_steps
 from scale.train.spike import SpikeFilter
+from scale.train.sums import Counts, Gathered, GroupSums, NamedSums, NothingToLearn
 
 
 @dataclass(frozen=True)
 class StepSettings:
-    """How to step. `lr` is the peak shown in reports; `layer_gradients` is every how many steps they are looked at."""
+    """How to step. `lr` is the peak shown in reports; `layer_gradients` is every how many steps they are looked at (0: never).
+    Raises UsageError for what a run of `steps` could not honour."""
 
     steps: int
     lr: float
@@ -33,26 +34,11 @@ class StepSettings:
     clip: float = 1.0
     layer_gradients: int = 0
 
-
-class _NothingToLearn(Exception):
-    """Every term of a group counts zero."""
-
-
-@dataclass
-class _Sums:
-    """Loss and metrics of a group over all ranks, still on the device: [loss, total, count, total, count, ...]."""
-
-    values: Tensor
-    names: list[str]
-    passes: int
-    segments: list[Tensor]
-
-    def loss(self) -> float:
-        return float(self.values[0])
-
-    def metrics(self) -> dict[str, float]:
-        values = self.values.tolist()
-        return {name: values[1 + 2 * i] / max(values[2 + 2 * i], 1.0) for i, name in enumerate(self.names)}
+    def __post_init__(self) -> None:
+        if self.layer_gradients < 0:
+            raise UsageError(f"layer_gradients = {self.layer_gradients}: expected 0 (never) or every how many steps")
+        if warmup_steps(self.schedule, self.steps) > self.steps:
+            raise UsageError(f"schedule.warmup = {self.schedule.warmup}: longer than the run of {self.steps} steps")
 
 
 class BackwardStepper:
@@ -68,6 +54,7 @@ class BackwardStepper:
         split: int = 1,
     ):
         self.root, self.objective, self.strategy, self.settings, self.event = root, objective, strategy, settings, event
+        self.counts, self.metrics = Counts(strategy.ranks, objective), NamedSums(strategy.ranks, 2)
         self.spikes = SpikeFilter(settings.spike)
         self.gradients = LayerGradients(strategy.ranks.all_sum, settings.layer_gradients)
         self.watchers: list[Watcher] = [self.gradients]
@@ -80,9 +67,9 @@ class BackwardStepper:
         step = self.steps_done + 1
         try:
             sums = self._with_less_memory(lambda: self._gradients(group), group)
-        except _NothingToLearn as error:
+        except NothingToLearn as error:
             self.steps_done = step
-            return self._empty(step, group, start, self.spikes.count(str(error)))
+            return self._empty(step, group, start, self.spikes.count(f"nothing to learn: {error}"))
         factor = self.factor(step)
         looking = [watcher for watcher in self.watchers if watcher.due(step)]
         try:
@@ -91,8 +78,8 @@ class BackwardStepper:
                 self.settings.clip,
                 observe=together(looking),
                 veto=lambda norm: self.spikes.judge(
-                    sums.loss(), norm
-                ),  # read only here: one wait for the device, not two
+                    sums.read()[0], norm
+                ),  # only here: one wait for the device, not two
             )
         except RuntimeError as error:
             if is_out_of_memory(error):  # half a step may be applied: only a checkpoint is safe to go on from
@@ -103,11 +90,11 @@ class BackwardStepper:
         self.steps_done = step
         if group.hear is not None and not update.skipped:
             group.hear(sums.segments)
-        source.publish(step, self.strategy.full_params)
+        loss, metrics = sums.read()
         return StepReport(
             step=step,
             kind="skipped" if update.skipped else "full",
-            loss=sums.loss(),
+            loss=loss,
             grad_norm=update.grad_norm,
             lr=self.settings.lr * factor,
             tokens=group.tokens,
@@ -118,20 +105,21 @@ class BackwardStepper:
             seconds=time.perf_counter() - start,
             seq_len=group.seq_len,
             skipped=update.skipped,
-            metrics=sums.metrics(),
+            metrics=metrics,
             sources=group.sources,
             layer_gradients=self.gradients.last if self.gradients in looking and not update.skipped else {},
         )
 
     def _empty(self, step: int, group: Group, start: float, reason: str | None) -> StepReport:
-        """The report of a step whose batch has no token to learn (long prompts can fill one): skipped, nothing computed."""
+        """The report of a step whose batch has no token to learn (long prompts can fill one): skipped, nothing computed, no
+        token trained on."""
         return StepReport(
             step=step,
             kind="skipped",
             loss=math.nan,
             grad_norm=math.nan,
             lr=self.settings.lr * self.factor(step),
-            tokens=group.tokens,
+            tokens=0,
             forward_passes=0,
             backward_passes=0,
             forward_tokens=0,
@@ -143,15 +131,18 @@ class BackwardStepper:
         )
 
     def score(self, group: Group) -> float:
-        """Mean loss of a group over all ranks, by forward passes alone: in evaluation mode, nothing is drawn or changed."""
+        """Mean loss of a group over all ranks, by forward passes alone: in evaluation mode, nothing is drawn or changed.
+        Raises ScaleError for a group without anything to score."""
         batches = group.split(self.split)
-        denominators = self._denominators(batches)
-        total = torch.zeros((), dtype=sum_dtype(self.strategy.ranks.device), device=self.strategy.ranks.device)
+        try:
+            counted = self.counts.of(batches)
+        except NothingToLearn as error:
+            raise ScaleError(f"nothing to score: {error}") from None
+        gathered = Gathered(counted, self.strategy.ranks.device)
         with evaluating(self.root):
             for batch in batches:
-                out: Loss = self.root(self._to_device(batch))
-                total += sum_of(term.weight * term.total / denominators[name] for name, term in out.terms.items())
-        return float(self.strategy.ranks.all_sum(total))
+                gathered.add(counted.loss(self.root(self._to_device(batch))), {})
+        return GroupSums(gathered.over_ranks(self.metrics), counted, len(batches), []).read()[0]
 
     def advance(self, steps: int) -> None:
         """Count steps that something else made."""
@@ -170,50 +161,30 @@ class BackwardStepper:
         if group is None:
             return
         rng, buffers = _rng(self.strategy.ranks.device), [b.clone() for b in self.root.buffers()]
-        with suppress(_NothingToLearn):
-            self._with_less_memory(lambda: self._gradients(group), group)
+        with suppress(NothingToLearn):
+            self._with_less_memory(lambda: self._gradients(group), group).read()
         self.strategy.discard()
         _set_rng(self.strategy.ranks.device, rng)
         for buffer, before in zip(self.root.buffers(), buffers, strict=True):
             buffer.copy_(before)
 
-    def _gradients(self, group: Group) -> _Sums:
-        """Accumulate the gradients of a group.
-
-        The one place where sums become means: each term is divided by its count over all micro-batches and ranks.
-        """
+    def _gradients(self, group: Group) -> GroupSums:
+        """Accumulate the gradients of a group, each term divided by its count over all micro-batches and ranks."""
         batches = group.split(self.split)
-        denominators = self._denominators(batches)
-        dtype = sum_dtype(self.strategy.ranks.device)
-        total = torch.zeros((), dtype=dtype, device=self.strategy.ranks.device)
-        metrics: dict[str, Tensor] = {}
+        counted = self.counts.of(batches)
+        gathered = Gathered(counted, self.strategy.ranks.device)
         segments: list[Tensor] = []
         for i, batch in enumerate(batches):
             with self.strategy.accumulate(last=i == len(batches) - 1):
                 out: Loss = self.root(self._to_device(batch))
-                loss = sum_of(term.weight * term.total / denominators[name] for name, term in out.terms.items())
+                loss = counted.loss(out)
                 self.strategy.backward(loss)
-            total += loss.detach()
+            gathered.add(loss, out.metrics)
             if group.hear is not None:
                 segments.append(_segments(out))
-            for name, term in out.metrics.items():
-                pair = torch.stack([term.total.detach().to(dtype), term.count.to(dtype)])
-                metrics[name] = metrics.get(name, torch.zeros_like(pair)) + pair
-        values = self.strategy.ranks.all_sum(torch.cat([total.view(1), *metrics.values()]))
-        return _Sums(values, list(metrics), len(batches), segments)
+        return GroupSums(gathered.over_ranks(self.metrics), counted, len(batches), segments)
 
-    def _denominators(self, batches: list[Batch]) -> dict[str, float]:
-        """Count of each term over all micro-batches and ranks. Raises _NothingToLearn if all are zero."""
-        local = [self.objective.counts(batch) for batch in batches]
-        names = list(local[0])
-        counts = self.strategy.ranks.all_sum(
-            torch.stack([sum_of(c[name] for c in local) for name in names]).to(sum_dtype(self.strategy.ranks.device))
-        ).tolist()
-        if not any(counts):
-            raise _NothingToLearn(f"nothing to learn: {', '.join(names)} count 0 (are all labels masked?)")
-        return {name: max(count, 1.0) for name, count in zip(names, counts, strict=True)}
-
-    def _with_less_memory(self, run: Callable[[], Any], group: Group) -> Any:
+    def _with_less_memory(self, run: Callable[[], GroupSums], group: Group) -> GroupSums:
         """Run; when memory does not suffice, halve the micro-batch (the global batch stays) and run again."""
         while True:
             rng = _rng(self.strategy.ranks.device)
@@ -259,11 +230,6 @@ class BackwardStepper:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.steps_done, self.split = state["steps_done"], max(self.split, state["split"])
         self.spikes.load_state_dict(state["spikes"])
-
-
-def sum_of(tensors: Any) -> Tensor:
-    """Sum of an iterable of tensors (Python's `sum` starts with the int 0)."""
-    return torch.stack(list(tensors)).sum(0)
 
 
 def _segments(loss: Loss) -> Tensor:

@@ -223,3 +223,44 @@ def test_a_checkpoint_without_selection_is_not_gone_on_with_by_selection():
     for here, there in ((plain, choosing), (choosing, plain)):
         with pytest.raises(UsageError, match=r"predict.selection.kind: was 'off' on one side"):
             there.load_state_dict(here.state_dict())
+
+
+class Listening(ByNumber):
+    """Writes down what it hears of which group."""
+
+    def __init__(self):
+        super().__init__(keep=0.5)
+        self.heard = []
+
+    def hear(self, group, pieces_N, losses_N):
+        self.heard.append((group, pieces_N.tolist(), losses_N.tolist()))
+
+
+def heard_of(order, workers):
+    """Six groups drawn as `order` says, a number at a time, and told then: by each document its summed ids, as losses."""
+    rng = np.random.default_rng(5)
+    docs = InMemory([rng.integers(3, 100, n) for n in rng.integers(2, 60, 80)])
+    selector = Listening()
+    source = PackedSource(planner([docs.lengths], selector), RowReader([docs]), ["a"], 128, [64], workers=workers)
+    groups = []
+    for drawn, told in order:
+        groups += [source.draw() for _ in range(drawn)]
+        for number in told:
+            sums = []
+            for batch in groups[number].batches:
+                segments_BL = batch["segment_ids"]
+                sums.append(
+                    torch.zeros(len(segments_BL), int(segments_BL.max()) + 1, dtype=torch.float64).scatter_add(
+                        1, segments_BL, batch["input_ids"].double()
+                    )
+                )
+            groups[number].hear(sums)
+    return sorted(selector.heard)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_losses_go_to_the_group_they_are_of_also_when_others_were_drawn_ahead(workers):
+    in_step = heard_of([(1, [i]) for i in range(6)], workers)
+    assert [group for group, *_ in in_step] == list(range(6))
+    assert heard_of([(2, [0]), (1, [1]), (1, [2]), (1, [3]), (1, [4, 5])], workers) == in_step
+    assert heard_of([(3, [2, 0]), (3, [1, 5, 4, 3])], workers) == in_step

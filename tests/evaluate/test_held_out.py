@@ -1,3 +1,6 @@
+import math
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +14,7 @@ from scale.objectives.root import Root
 from scale.parallel.single import Single
 from scale.protocols import Loss, Score, Term
 from tests.data.test_rows import InMemory
+from tests.distributed.harness import run_ranks
 from tests.objectives.test_causal_lm import model as llama
 
 RNG = np.random.default_rng(0)
@@ -91,5 +95,76 @@ def test_unlike_terms_are_each_divided_by_their_own_count():
     assert score.tokens == 5
 
 
-def test_nothing_to_score():
-    assert HeldOut(Counted(), Single(), [InMemory([np.array([5])])], ["a"], [1.0], 10, 8, 1).score() == Score(0.0, 0)
+def undefined(score):
+    return math.isnan(score.loss), score.tokens, score.by_source
+
+
+def test_nothing_to_score_has_no_loss():
+    empty = InMemory([np.array([5])])
+    assert undefined(HeldOut(Counted(), Single(), [empty], ["a"], [1.0], 10, 8, 1).score()) == (True, 0, {})
+
+
+class Masked(Counted):
+    """Learns only tokens above `above`; also a term of a kind that documents with tokens above 50 alone have."""
+
+    def __init__(self, above, kinds=False):
+        super().__init__()
+        self.above, self.kinds = above, kinds
+
+    def forward(self, batch):
+        learned = (batch["targets"] != -100) & (batch["targets"] > self.above)
+        terms = {"lm": Term((batch["targets"] * learned).sum(), learned.sum())}
+        if self.kinds:
+            high = batch["targets"] > 50
+            terms["high"] = Term((batch["targets"] * high).sum(), high.sum())
+        return Loss(terms)
+
+
+def test_a_source_without_a_scored_token_has_no_loss_and_all_of_them_have_none():
+    a, b = InMemory([np.array([9, 1, 2, 3])]), InMemory([np.array([9, 10, 20])])
+    make = lambda root: HeldOut(root, Single(), [a, b], ["a", "b"], [1.0, 1.0], 10**6, 8, 1)  # noqa: E731
+    assert make(Masked(5)).score() == Score(15.0, 2, {"b": 15.0})
+    assert undefined(make(Masked(1000)).score()) == (True, 0, {})
+    assert undefined(make(Masked(5, kinds=True)).score()) == (True, 2, {}), "no part of the loss is left out"
+
+
+class OfRank(nn.Module):
+    """Terms of a rank in an order of its own: the second rank lacks `rare`."""
+
+    def __init__(self, rank, above=0):
+        super().__init__()
+        self.rank, self.above = rank, above
+
+    def forward(self, batch):
+        real = (batch["targets"] != -100) & (batch["targets"] > self.above)
+        total = (batch["targets"] * real).sum()
+        terms = {
+            "sum": Term(total, real.sum(), weight=2.0),
+            "rows": Term(3 * total, 4 * torch.tensor(len(real))),
+            "rare": Term(total, real.sum(), weight=0.5),
+        }
+        names = ["sum", "rare", "rows"] if self.rank == 0 else ["rows", "sum"]
+        return Loss({name: terms[name] for name in names})
+
+
+def score_of_ranks(ranks):
+    """A source of two rows for each rank; nothing scored at all."""
+    documents = InMemory([np.array([9, 1, 2, 3]), np.array([9, 10, 20, 30]), np.array([9, 7, 7, 7])])
+    strategy = SimpleNamespace(ranks=ranks)
+    out = []
+    for above in (0, 1000):
+        root = OfRank(ranks.rank, above)
+        made = HeldOut(root, strategy, [documents], ["a"], [1.0], 10**6, 3, 1)
+        score = made.score()
+        mine = [int(t) for row in made._share(made.rows["a"]) for t in made.reader.batch([row], 3)["targets"].flatten()]
+        out.append([score.loss if score.tokens else str(score.loss), score.tokens, score.by_source, mine])
+    return out
+
+
+def test_ranks_add_up_terms_by_name():
+    (first, empty), (second, also) = run_ranks("tests.evaluate.test_held_out:score_of_ranks")
+    mine, theirs = ([token for token in one[3] if token > 0] for one in (first, second))
+    everything = sum(mine) + sum(theirs)
+    expected = 2 * everything / 9 + 3 * everything / (4 * 4) + 0.5 * sum(mine) / len(mine)
+    assert first[:3] == second[:3] == [pytest.approx(expected), 9, {"a": pytest.approx(expected)}]
+    assert empty[:3] == also[:3] == ["nan", 0, {}]

@@ -59,6 +59,7 @@ def test_uneven_counts_share_one_denominator():
         def __call__(self, model, batch):
             loss = super().__call__(model, batch)
             loss.terms["mse"].total = ((model(batch["x"]) - batch["y"]).square() * batch["w"]).sum()
+            loss.terms["mse"].count = batch["w"].sum()
             return loss
 
     def weigh(batch):
@@ -142,6 +143,8 @@ def test_a_batch_with_nothing_to_learn_is_skipped():
     reports = run(made, source, 3)
     assert [r.kind for r in reports] == ["full", "skipped", "full"]
     assert "nothing to learn: mse count 0" in reports[1].skipped and reports[1].backward_passes == 0
+    assert [(r.tokens, r.forward_tokens, r.backward_tokens) for r in reports] == [(16,) * 3, (0,) * 3, (16,) * 3]
+    assert source.drawn == 3, "the batch was drawn and is not trained on later"
 
 
 def test_nothing_but_such_batches_is_an_error():
@@ -253,17 +256,3 @@ def test_out_of_memory_in_the_optimizer_is_one_line(monkeypatch):
     monkeypatch.setattr(made.strategy.optimizer, "step", full)
     with pytest.raises(ScaleError, match="out of memory in the optimizer step"):
         made.step(Numbers())
-
-
-def test_new_weights_are_published_after_every_step():
-    class Listens(Numbers):
-        heard = []
-
-        def publish(self, version, params):
-            self.heard.append((version, {n: p.clone() for n, p in params()}))
-
-    made, source = stepper(), Listens()
-    run(made, source, 2)
-    assert [v for v, _ in source.heard] == [1, 2]
-    current = dict(made.root.model.named_parameters())
-    assert all(torch.equal(p, current[n]) for n, p in source.heard[-1][1].items())
