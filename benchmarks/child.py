@@ -1,4 +1,4 @@
-"""A command in a process group of its own, bounded in time."""
+"""A command in a process group of its own, bounded in time, that ends with the process that started it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,21 @@ import os
 import signal
 import subprocess
 from contextlib import suppress
+from functools import partial
+
+from scale.cluster.lifeline import die_with
 
 
 def run_child(command: list[str], seconds: float) -> str | None:
     """None if it ended well, else why it did not: the last line of what it said, or that it took too long."""
     child = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+        preexec_fn=partial(die_with, os.getpid()),  # or it would keep the GPU
     )
     try:
         said, _ = child.communicate(timeout=seconds)

@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -77,7 +78,7 @@ def this_machine(device: str = "auto") -> Machine:
         device=hardware.name,
         cpus=hardware.cores,
         python=platform.python_version(),
-        torch=_version("torch"),
+        torch=torch.__version__,  # with its CUDA, which the metadata leave out
         triton=_version("triton"),
         transformers=_version("transformers"),
         commit=(read_git(Path(__file__).parent)["git_commit"] or "")[:12],

@@ -69,14 +69,16 @@ def main(arguments: list[str] | None = None) -> int:
     steps = 10 if args.quick else args.steps
     try:
         emulate = not has_fp8(detect())
-        rows, model = compare(args, steps, emulate)
-        timings = [] if emulate else measure(*model)
+        rows, (shapes, tokens, fp8) = compare(args, steps, emulate)
     except ScaleError as error:
         print(f"fp8_check: error: {error}", file=sys.stderr)
         return error.exit_code
-    rows += speed_rows(timings)
-    path = args.out / "fp8_check.csv"
-    write_csv(path, rows, this_machine())
+    path, machine = args.out / "fp8_check.csv", this_machine()
+    write_csv(path, rows, machine)
+    timings: list[Timing] = []
+    for shape, count in {} if emulate else shapes.items():
+        timings += measure({shape: count}, tokens, fp8)
+        write_csv(path, [*rows, *speed_rows(timings)], machine)
     report(rows, timings, emulate)
     print(f"written to {path}")
     return 0

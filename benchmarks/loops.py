@@ -94,6 +94,7 @@ def huggingface(work: Work, folder: Path) -> Run:
     are passed in, because Trainer's own would decay the embeddings and start its warm-up at zero.
     """
     model, clock = work.model(), work.clock()
+    accumulated = len(work.groups[0].batches)
     micro = [
         {
             "input_ids": batch["input_ids"],
@@ -104,29 +105,9 @@ def huggingface(work: Work, folder: Path) -> Run:
         for group in work.groups
         for batch in group.batches
     ]
-    accumulated = len(work.groups[0].batches)
     trainer = _HFTrainer(
         model,
-        transformers.TrainingArguments(
-            output_dir=str(folder),
-            max_steps=len(work.groups),
-            per_device_train_batch_size=1,  # an item of the data set is a whole micro-batch
-            gradient_accumulation_steps=accumulated,
-            train_sampling_strategy="sequential",
-            max_grad_norm=work.config.optim.clip,
-            bf16=work.precision == "bf16",
-            torch_compile=work.compile != "off",
-            torch_compile_mode=MODES[work.compile],
-            use_cpu=work.device.type == "cpu",
-            dataloader_pin_memory=work.device.type == "cuda",
-            remove_unused_columns=False,
-            logging_strategy="no",
-            logging_nan_inf_filter=False,  # it waits for the device in every step
-            save_strategy="no",
-            eval_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-        ),
+        training_arguments(work, folder),
         data_collator=lambda items: items[0],
         train_dataset=micro,
         optimizers=work.optimizer(model),
@@ -136,6 +117,34 @@ def huggingface(work: Work, folder: Path) -> Run:
     trainer.train()
     losses = torch.stack(trainer.micro_losses).view(len(work.groups), accumulated).sum(1)
     return clock.run(losses.tolist())
+
+
+def training_arguments(work: Work, folder: Path) -> transformers.TrainingArguments:
+    """Of transformers.Trainer. With torch_compile they set all fp32 products to TF32, which would round rotary positions and
+    which torch's own question for the precision does not survive: undone."""
+    precision = torch.backends.fp32_precision
+    made = transformers.TrainingArguments(
+        output_dir=str(folder),
+        max_steps=len(work.groups),
+        per_device_train_batch_size=1,  # an item of the data set is a whole micro-batch
+        gradient_accumulation_steps=len(work.groups[0].batches),
+        train_sampling_strategy="sequential",
+        max_grad_norm=work.config.optim.clip,
+        bf16=work.precision == "bf16",
+        torch_compile=work.compile != "off",
+        torch_compile_mode=MODES[work.compile],
+        use_cpu=work.device.type == "cpu",
+        dataloader_pin_memory=work.device.type == "cuda",
+        remove_unused_columns=False,
+        logging_strategy="no",
+        logging_nan_inf_filter=False,  # it waits for the device in every step
+        save_strategy="no",
+        eval_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    torch.backends.fp32_precision = precision
+    return made
 
 
 class Watched:

@@ -31,6 +31,9 @@ from scale.hardware import detect
 from scale.predict.stepper import PredictiveStepper
 from scale.predict.weights.memory import on_device
 
+QUICK_TO_START = {"compile": "default", "precision": "bf16"}
+"""On a GPU `auto` would try kernels and time FP8 for minutes."""
+
 
 def config_of(folder: Path, args: argparse.Namespace, preset: str) -> Any:
     """A run of the preset on the sources of Python's standard library."""
@@ -48,6 +51,7 @@ def config_of(folder: Path, args: argparse.Namespace, preset: str) -> Any:
             },
             "batch": {"sequences": args.rows},
             "train": {"steps": 10_000},
+            "compute": QUICK_TO_START if torch.cuda.is_available() else {},
             "monitor": {"progress": False, "layer_gradients": 0},
         },
         {},
@@ -109,9 +113,11 @@ def main() -> int:
         parser.error(
             f"--steps {args.steps}: a multiple of --every {args.every} is needed, or looks would not be shared out"
         )
-    rows = [row for preset in args.models for row in measure(args, preset)]
+    rows: list[Row] = []
+    for preset in args.models:
+        rows += measure(args, preset)
+        write_csv(args.out / "predict_overhead.csv", rows, this_machine(detect("auto").device))
     print_table(rows, "watching: seconds per step, and memory")
-    write_csv(args.out / "predict_overhead.csv", rows, this_machine(detect("auto").device))
     return 0
 
 

@@ -39,7 +39,17 @@ if __package__ in (None, ""):  # run by path: make the folder above importable
 
 from scale_kernels.rssm.reference import rollout_reference
 
-from benchmarks.common import RESULTS, Row, line_plot, positive, print_table, summarise, this_machine, write_csv
+from benchmarks.common import (
+    RESULTS,
+    Machine,
+    Row,
+    line_plot,
+    positive,
+    print_table,
+    summarise,
+    this_machine,
+    write_csv,
+)
 from benchmarks.rssm_features import cost, features_agree
 from benchmarks.rssm_providers import KNOWN_INPUTS, ON_CPU, ON_GPU, Ready, known_inputs
 from benchmarks.rssm_work import Case, Given, converted, differences, make
@@ -88,9 +98,11 @@ def prepare(case: Case, names: list[str]) -> dict[str, Ready]:
     if torch.cuda.is_available():
         single = converted(single, "cuda")
     ready: dict[str, Ready] = {}
+    inputs_TEPZ = latents(given).to(single[1]) if set(names) & KNOWN_INPUTS.keys() else None
     for name in names:
         if name in KNOWN_INPUTS:
-            ready[name], slow = known_inputs(single, latents(given).to(single[1]), KNOWN_INPUTS[name])
+            assert inputs_TEPZ is not None
+            ready[name], slow = known_inputs(single, inputs_TEPZ, KNOWN_INPUTS[name])
             agree(name, case, differences(ready[name](), slow()), FP32)
             continue
         ready[name] = ON_GPU[name](single)
@@ -114,7 +126,10 @@ def rounded(given: Given) -> tuple[torch.Tensor, ...]:
 def latents(given: Given) -> torch.Tensor:
     """The latent of every step, (T, E, P, Z)."""
     weights, h, z, actions, eps = given
-    steps = [rollout_reference(weights, h, z, actions[: t + 1], eps[: t + 1])[2] for t in range(len(eps))]
+    steps = []
+    for t in range(len(eps)):
+        _, h, z = rollout_reference(weights, h, z, actions[t : t + 1], eps[t : t + 1])
+        steps.append(z)
     return torch.stack(steps)
 
 
@@ -166,21 +181,22 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"rssm_kernel: error: {error}", file=sys.stderr)
         return error.exit_code
     print(f"{', '.join(args.providers)}: the float64 reference's numbers at {len(cases)} shapes")
+    machine = this_machine()
     for every in looks:
         rows += cost(every, args.rounds)
+        write_csv(args.out, rows, machine)
     for threads in args.threads:
         torch.set_num_threads(threads)
         for case, ready in zip(cases, prepared, strict=True):
             measured = measure(ready, case.steps, args.rounds)
             config = f"hidden {case.hidden}; horizon {case.steps}; members {MEMBERS}; threads {threads}"
             rows += summarise("rssm_kernel", "step", "us/step", case.paths, config, measured, "reference")
-    report(args, rows)
+            write_csv(args.out, rows, machine)
+    report(args, rows, machine)
     return 0
 
 
-def report(args: argparse.Namespace, rows: list[Row]) -> None:
-    machine = this_machine()
-    write_csv(args.out, rows, machine)
+def report(args: argparse.Namespace, rows: list[Row], machine: Machine) -> None:
     for metric, config in dict.fromkeys((row.metric, row.config) for row in rows):
         shown = [row for row in rows if (row.metric, row.config) == (metric, config)]
         what = "us/step by paths" if metric == "step" else f"{metric}, us/call"

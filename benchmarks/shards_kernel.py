@@ -169,6 +169,7 @@ def main(arguments: list[str] | None = None) -> int:
     sizes = args.sizes or [10**6, 10**7, 10**8, *([10**9] if device == "cuda" else [])]
     rounds = args.rounds or (20 if device == "cuda" else 5)
     rows: list[Row] = []
+    path, machine = args.out / f"{NAME}.csv", this_machine()
     try:
         for case in CASES if device == "cuda" else CPU_CASES:
             gate(case, device)
@@ -177,12 +178,11 @@ def main(arguments: list[str] | None = None) -> int:
                     print(f"{case.name}: {size:,} parameters do not fit, left out")
                     continue
                 rows += (found := measure(case, size, rounds, device))
+                write_csv(path, rows, machine)
                 print_table([row for row in found if row.metric == "bandwidth"], f"{case.name}, GB/s")
     except ScaleError as error:
         print(f"{NAME}: error: {error}", file=sys.stderr)
         return error.exit_code
-    path = args.out / f"{NAME}.csv"
-    write_csv(path, rows, this_machine())
     print(f"written to {path}")
     return 0
 

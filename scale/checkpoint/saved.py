@@ -64,10 +64,12 @@ class Saved:
             if wanted != there:
                 raise ScaleError(f"{self.path}: {name}: shape and dtype {there} on disk, {wanted} wanted")
         quiet_single_process()
+        reader = _Reader(self.path)
         try:
+            reader.read_metadata()  # why a forged one is refused, DCP of torch 2.11 does not pass on
             # a fresh dict: DCP replaces its values, we want in-place copies only
-            dcp.load(dict(tensors), storage_reader=_Reader(self.path), no_dist=True)
-        except CheckpointException as error:
+            dcp.load(dict(tensors), storage_reader=reader, no_dist=True)
+        except (CheckpointException, pickle.UnpicklingError, OSError) as error:
             raise ScaleError(f"{self.path}: cannot be read: {reason(error)}") from None
 
     def _manifest(self) -> Manifest:
