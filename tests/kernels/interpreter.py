@@ -9,6 +9,8 @@ from functools import cache
 from multiprocessing import get_context
 from typing import Any
 
+from packaging.version import Version
+
 
 def interpreted(function: Callable[..., Any], *arguments: Any) -> Any:
     """`function(*arguments)` where Triton interprets. The function stands at the top of a module and imports kernels itself."""
@@ -23,5 +25,21 @@ def _process() -> ProcessPoolExecutor:
 def _prepare() -> None:
     os.environ["TRITON_INTERPRET"] = "1"
     import torch
+    import triton
 
     torch.set_num_threads(1)
+    if Version(triton.__version__) < Version("3.7"):
+        _squeeze_indices()
+
+
+def _squeeze_indices() -> None:
+    """What triton 3.7 does: numpy from 2.4 makes a number only of arrays without dimensions, and scalars here have one."""
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def with_index(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
+
+    interpreter._patch_lang_tensor = with_index
