@@ -9,9 +9,10 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, TypedDict
 
 from scale.errors import ScaleError, UsageError
 
@@ -96,12 +97,16 @@ def refuse_same_place(inputs: Iterable[str | Path], output: str | Path) -> None:
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A temporary sibling that becomes `target` when the block ends well and vanishes when it does not."""
-    with explained(target):
+    """A temporary sibling that becomes `target` when the block ends well and vanishes when it does not.
+
+    One that a killed process left vanishes when the next one begins to write the same target.
+    """
+    with explained(target), ExitStack() as held:
+        remove_leftovers(target)
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise UsageError(f"{target}: exists already; choose another place or delete it first")
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+        aside = _claimed(lambda: Path(tempfile.mkdtemp(**_beside(target))), held)
         try:
             yield aside
             for file in aside.rglob("*"):
@@ -115,16 +120,16 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_files(*targets: Path) -> Iterator[list[IO[bytes]]]:
-    """Open temporary siblings that all replace their targets when the block ends well."""
-    with explained(targets[0]):
+    """Open temporary siblings that all replace their targets when the block ends well. Leftovers go as in `new_folder`."""
+    with explained(targets[0]), ExitStack() as held:
         asides: list[Path] = []
         files: list[IO[bytes]] = []
         try:
             for target in targets:
+                remove_leftovers(target)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-                asides.append(Path(name))
-                files.append(os.fdopen(descriptor, "wb"))
+                asides.append(_claimed(partial(_new_file, target), held))
+                files.append(asides[-1].open("r+b"))
             yield files
             for file in files:
                 file.flush()
@@ -138,6 +143,54 @@ def new_files(*targets: Path) -> Iterator[list[IO[bytes]]]:
             for file in files:
                 with suppress(OSError):  # flushing to a full disk fails once more; the file is gone already
                     file.close()
+
+
+class _Beside(TypedDict):
+    prefix: str
+    suffix: str
+    dir: Path
+
+
+def _beside(target: Path) -> _Beside:
+    """How `tempfile` is to name what is written for a target."""
+    return {"prefix": f".{target.name}.", "suffix": ".tmp", "dir": target.parent}
+
+
+def _new_file(target: Path) -> Path:
+    handle, name = tempfile.mkstemp(**_beside(target))
+    os.close(handle)
+    return Path(name)
+
+
+def _claimed(make: Callable[[], Path], held: ExitStack) -> Path:
+    """A new temporary file or folder, locked until `held` closes: nobody takes it for a leftover while this process, or
+    one that it forked, is alive."""
+    while True:
+        path = make()
+        try:
+            handle = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:  # taken for a leftover before it was locked
+            continue
+        held.callback(os.close, handle)
+        with suppress(OSError):  # a file system without locks, where leftovers are never removed
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if path.exists():
+            return path
+
+
+def remove_leftovers(target: Path) -> None:
+    """Remove the temporary files and folders of `target` whose writers are dead: those that no process has locked."""
+    name = re.compile(rf"\.{re.escape(target.name)}\.[a-z0-9_]{{8}}\.tmp")
+    for path in list(target.parent.iterdir()) if target.parent.is_dir() else []:
+        if not name.fullmatch(path.name):
+            continue
+        with suppress(OSError):  # locked, or on a file system without locks, or gone in the meantime
+            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            finally:
+                os.close(handle)
 
 
 @contextmanager
@@ -157,7 +210,5 @@ def cached_folder(target: Path, write: Callable[[Path], object]) -> None:
     with locked(target.parent):
         if target.exists():  # written while we waited
             return
-        for stale in target.parent.glob(f".{target.name}.*.tmp"):  # left by a killed process: we hold the lock
-            shutil.rmtree(stale, ignore_errors=True)
         with new_folder(target) as aside:
             write(aside)
