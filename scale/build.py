@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -30,6 +32,7 @@ from scale.choices import (
     to_fp8,
 )
 from scale.config import PretrainRun, to_yaml
+from scale.config.model import ModelConfig
 from scale.config.rows import check_rows
 from scale.config.run import ComputeConfig
 from scale.data.curriculum import seq_len_schedule
@@ -45,8 +48,10 @@ from scale.hardware import Choice, Hardware, detect
 from scale.models.adapters import add_adapter
 from scale.models.build import build_model, model_config, set_recompute
 from scale.models.fp8 import exact_products
+from scale.models.generation import SETTINGS, base_settings
 from scale.models.leak import refuse_leaks
 from scale.models.size import flops_per_token, model_size
+from scale.models.stored import stored_dtype
 from scale.monitor.progress import Progress
 from scale.monitor.run_folder import RunFolder
 from scale.monitor.trackers import TensorBoard, Wandb
@@ -177,7 +182,7 @@ def build_trainer(
         flops_per_token=lambda seq_len: flops(seq_len or config.data.seq_len),
         peak_flops=float(choices.peak_flops.value) * ranks.world_size,
         config_text=to_yaml(config),
-        assets=lambda path: save_assets(path, model, prepared),
+        assets=lambda path: save_assets(path, config.model, model, prepared),
         settled=settled(config, choices, ranks.world_size),
         split=split,
         timeout=config.compute.timeout,
@@ -294,8 +299,14 @@ def make_monitors(config: PretrainRun) -> list[Monitor]:
     return monitors
 
 
-def save_assets(path: Path, model: Model, prepared: Prepared) -> None:
-    """What turns a checkpoint into a model again without the training data: architecture and tokenizer."""
-    model.config.save_pretrained(path)
+def save_assets(path: Path, config: ModelConfig, model: Model, prepared: Prepared) -> None:
+    """What turns a checkpoint into a model again without the training data or the base model: architecture, the dtype
+    that the base was stored in, its generation settings, and the tokenizer."""
+    pretrained = config.path is not None and config.init != "random"
+    described = copy.deepcopy(model.config)
+    described.dtype = stored_dtype(str(config.path)) if pretrained else torch.float32
+    described.save_pretrained(path)
+    if settings := base_settings(config):
+        (path / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     if prepared.tokenizer is not None:
         prepared.tokenizer.save_pretrained(path)

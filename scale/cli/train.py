@@ -109,8 +109,13 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _plot(args: argparse.Namespace) -> int:
+    from scale.files import refuse_same_place
     from scale.monitor.plots import plot_run
+    from scale.monitor.run_folder import RunFolder
 
+    for run in map(RunFolder, args.runs):
+        if args.out is not None:
+            refuse_same_place([run.config, run.run_state, run.metrics, run.checkpoints, run.model], args.out)
     for path in plot_run(args.runs if len(args.runs) > 1 else args.runs[0], args.out):
         print(path)
     return EXIT_OK

@@ -6,13 +6,14 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scale.data.files import one_line
 from scale.errors import UsageError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
@@ -109,8 +110,36 @@ def _with_known_eos(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFa
 def content_hash(tokenizer: PreTrainedTokenizerFast) -> str:
     """16 hex digits over everything that decides the ids of a text; the same after saving and loading."""
     content = json.loads(_bare(tokenizer).to_str())
+    content["post_processor"] = _without_start(content["post_processor"], tokenizer)
     content["start"], content["eos"] = start_id(tokenizer), tokenizer.eos_token_id
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def start_first(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Let the tokenizer put the start token before a text, behind what its post-processor does, unless that adds tokens."""
+    from tokenizers import processors
+
+    backend = tokenizer.backend_tokenizer
+    adds = backend.encode("x", add_special_tokens=True).ids != backend.encode("x", add_special_tokens=False).ids
+    kept = [backend.post_processor] if backend.post_processor is not None and not adds else []
+    backend.post_processor = processors.Sequence([*kept, _start_processor(tokenizer)])
+
+
+def _start_processor(tokenizer: PreTrainedTokenizerFast) -> TemplateProcessing:
+    from tokenizers import processors
+
+    start = start_id(tokenizer)
+    token = str(tokenizer.convert_ids_to_tokens(start))
+    one = [f"{token}:0", "$A:0"]
+    return processors.TemplateProcessing(single=one, pair=[*one, f"{token}:1", "$B:1"], special_tokens=[(token, start)])
+
+
+def _without_start(processor: dict[str, Any] | None, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any] | None:
+    """The post-processor that a tokenizer had before `start_first`."""
+    steps = processor["processors"] if processor is not None and processor["type"] == "Sequence" else []
+    if not steps or steps[-1] != json.loads(_start_processor(tokenizer).__getstate__()):
+        return processor
+    return steps[0] if len(steps) == 2 else None
 
 
 def start_id(tokenizer: PreTrainedTokenizerFast) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,3 +38,19 @@ def add_adapter(model: nn.Module, config: LoraConfig, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return get_peft_model(model, lora)
+
+
+def merge_adapter(model: Any) -> nn.Module:
+    """The base model with the adapter's updates added to its matrices, in place.
+
+    An update of a head that shares its matrix with the input embedding unties the two first: the embedding must not change.
+    """
+    base = model.get_base_model()
+    head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
+    inner = getattr(head, "base_layer", None)
+    if inner is not None and inner.weight is embedding.weight:
+        inner.weight = nn.Parameter(inner.weight.detach().clone(), requires_grad=False)
+        for config in (base.config, base.config.get_text_config()):
+            config.tie_word_embeddings = False
+    merged: nn.Module = model.merge_and_unload()
+    return merged

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import Size, Tensor, nn
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
@@ -33,6 +36,19 @@ def stored_weights(path: str, model: nn.Module) -> Weights | str:
     if surplus:
         return f"its files have {surplus[0]}, the model does not"
     return tensors.read
+
+
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+def stored_dtype(path: str) -> torch.dtype:
+    """The dtype of most of the numbers in a model's files; fp32 where that is none of fp32, bf16, fp16."""
+    tensors = _Tensors(path)
+    sizes: Counter[str] = Counter()
+    for name, handle in tensors.files.items():
+        sizes[handle.get_slice(name).get_dtype()] += math.prod(tensors.shape(name))
+    most = max(sizes, key=lambda name: sizes[name], default="F32")
+    return _DTYPES.get(most, torch.float32)
 
 
 def _other_buffers(model: nn.Module) -> Iterator[str]:
