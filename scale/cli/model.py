@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
+import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +81,7 @@ def _generate(args: argparse.Namespace) -> int:
     )
     if args.json:
         rows = [{"prompt": m.prompt, "continuation": m.text, "tokens": m.tokens, "ended": m.ended} for m in made]
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        print(json.dumps(rows, indent=2))
     else:
         for one in made:
             _print(one)
@@ -88,18 +90,17 @@ def _generate(args: argparse.Namespace) -> int:
 
 def _print(made: Continuation) -> None:
     """Each part below a heading of its own. In a terminal headings are dim, and codes that it would obey are left out."""
-    from rich.console import Console
-    from rich.control import strip_control_codes
-    from rich.text import Text
-
-    console = Console(soft_wrap=True)
+    terminal = sys.stdout.isatty()
     why = "ended by the model" if made.ended else "cut at --max-new-tokens"
-    parts = {f"continuation ({made.tokens} tokens, {why})": made.text}
-    if made.prompt:
-        parts = {"prompt": made.prompt} | parts
+    parts = {"prompt": made.prompt} if made.prompt else {}
+    parts[f"continuation ({made.tokens} tokens, {why})"] = made.text
     for heading, text in parts.items():
-        console.print(Text(f"--- {heading}", style="dim"))
-        console.print(Text(strip_control_codes(text) if console.is_terminal else text))
+        print(f"\x1b[2m--- {heading}\x1b[0m" if terminal else f"--- {heading}")
+        print(_without_controls(text) if terminal else text)
+
+
+def _without_controls(text: str) -> str:
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
 
 
 def _export(args: argparse.Namespace) -> int:

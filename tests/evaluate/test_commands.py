@@ -16,8 +16,9 @@ from scale.api import build_trainer, load_run
 from scale.checkpoint.saved import latest_good
 from scale.checkpoint.store import Checkpoints, DamagedCheckpoint
 from scale.cli.main import main
+from scale.cli.model import _print
 from scale.errors import UsageError
-from scale.evaluate.generate import continuations
+from scale.evaluate.generate import Continuation, continuations
 from tests.refusal import in_a_process
 from tests.test_trainer import run_config
 
@@ -86,6 +87,18 @@ def test_the_output_tells_the_prompt_from_its_continuation(run, capsys):
     why = "ended by the model" if made["ended"] else "cut at --max-new-tokens"
     assert capsys.readouterr().out == (
         f"--- prompt\ntwo\nlines\n--- continuation ({made['tokens']} tokens, {why})\n{made['continuation']}\n"
+    )
+
+
+def test_a_terminal_obeys_nothing_that_a_model_says(monkeypatch, capsys):
+    made = Continuation("a\tprompt", "red \x1b[31m\x9b31m\x07bell\r\nline \U0001f468\u200d\U0001f469", 5, True)
+    _print(made)
+    assert made.text in capsys.readouterr().out  # a pipe gets what was made
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    _print(made)
+    assert capsys.readouterr().out == (
+        "\x1b[2m--- prompt\x1b[0m\na\tprompt\n\x1b[2m--- continuation (5 tokens, ended by the model)\x1b[0m\n"
+        "red [31m31mbell\nline \U0001f468\u200d\U0001f469\n"
     )
 
 
