@@ -295,3 +295,39 @@ def test_activation_bytes_per_token() -> None:
     assert activation_bytes_per_token(config, None, 2) == 6 * 192 * 2 + 1200
     assert activation_bytes_per_token(config, 1, 4) == 6 * 8 * 4 + 1200  # of each layer its input alone
     assert activation_bytes_per_token(config, 4, 4) == 4 * 192 * 4 + 2 * 8 * 4 + 1200  # layers 0 and 4
+
+
+class Products:
+    """Times of matrix products, in seconds, as planted; one of 1024 x 1024 takes 2 x 1024^3 operations."""
+
+    def __init__(self, monkeypatch, folder):
+        self.seconds = 1.0
+        monkeypatch.setattr("scale.hardware.peak._time_product", lambda a: self.seconds)
+        monkeypatch.setattr("scale.hardware.peak.REPEATS", 2)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+
+    def peak(self, seconds, precision="fp32"):
+        self.seconds = seconds
+        found = peak_flops(CPU, precision)
+        return float(found.value) / (2 * 1024**3), found.reason
+
+
+def test_the_peak_of_a_cpu_is_the_best_ever_timed_on_this_machine(monkeypatch, tmp_path):
+    timed = Products(monkeypatch, tmp_path / "cache")
+    assert timed.peak(0.5)[0] == pytest.approx(2, rel=1e-3)
+    assert timed.peak(0.25)[0] == pytest.approx(4, rel=1e-3)
+    value, reason = timed.peak(1.0)  # the machine is busy
+    assert value == pytest.approx(4, rel=1e-3) and "the machine is busy" in reason
+    assert timed.peak(1.0, "bf16")[0] == pytest.approx(1, rel=1e-3), "another kind of product"
+    assert "busy" not in timed.peak(0.25)[1]
+
+
+@pytest.mark.parametrize("content", ["", "[1, 2]", "{", '{"a": "b"}'])
+def test_a_peak_that_cannot_be_kept_or_read_is_that_of_now(content, monkeypatch, tmp_path):
+    timed = Products(monkeypatch, tmp_path)
+    (tmp_path / "scale").mkdir()
+    (tmp_path / "scale" / "peak_flops.json").write_text(content)
+    assert timed.peak(0.5)[0] == pytest.approx(2, rel=1e-3) and timed.peak(1.0)[0] == pytest.approx(2, rel=1e-3)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert timed.peak(1.0)[0] == pytest.approx(1, rel=1e-3)

@@ -90,7 +90,8 @@ class ComputeConfig(Strict):
 
 
 class EarlyStop(Strict):
-    """Stop when the held-out loss has not fallen by `min_delta` for `patience` evaluations."""
+    """Stop when the held-out loss has not fallen by `min_delta` for `patience` evaluations, measured from the last one at which
+    it had. Refused where the run has too few evaluations for that."""
 
     patience: Count
     """Evaluations without progress before the run ends."""

@@ -11,9 +11,9 @@ from scale.hardware.choices import (
     choose_precision,
     choose_recompute,
     has_fp8,
-    peak_flops,
 )
 from scale.hardware.machine import Hardware, detect, installed, sum_dtype
+from scale.hardware.peak import peak_flops
 
 __all__ = [
     "CARDS", "Card", "Choice", "Hardware", "card", "card_named", "choose_attention", "choose_compile", "choose_kernels",

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
 
 from scale.errors import MissingExtra, UsageError
 from scale.hardware.machine import Hardware, installed
@@ -191,23 +188,3 @@ def choose_micro_rows(rows: int, seq_len: int, bytes_per_token: int, state_bytes
         most = min(most, max(1, 8192 // seq_len))  # beyond that a CPU's caches overflow and nothing is won
     size = max(n for n in range(1, min(rows, most) + 1) if rows % n == 0)
     return Choice(str(size), f"about {size * seq_len * bytes_per_token / 2**30:.1f} GiB of activations")
-
-
-def peak_flops(hardware: Hardware, precision: str) -> Choice:
-    """FLOP/s that MFU is measured against: the datasheet's dense peak, or a matrix product timed here and now."""
-    peak, facts = hardware.peak(precision), hardware.facts
-    if peak is not None and facts is not None:
-        return Choice(f"{peak:.4g}", f"datasheet of {facts.title}, dense {precision}")
-    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-    size = 8192 if hardware.device == "cuda" else 1024
-    a = torch.ones(size, size, dtype=dtype, device=hardware.device)
-    seconds = min(_time_product(a) for _ in range(30))
-    shown = {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
-    return Choice(f"{2 * size**3 / seconds:.4g}", f"measured: best of 30 {shown} products of {size} x {size}")
-
-
-def _time_product(a: torch.Tensor) -> float:
-    start = time.perf_counter()
-    b = a @ a
-    b[0, 0].item()  # waits for the device
-    return time.perf_counter() - start

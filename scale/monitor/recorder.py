@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from scale.errors import ScaleError, UsageError
+from scale.monitor.progress import WITHOUT_MFU
 from scale.monitor.records import Metrics, read_rows
 from scale.monitor.run_folder import RunFolder
 from scale.monitor.run_state import RunState, Status, read_git
@@ -42,6 +43,7 @@ class RunRecorder:
         self.metrics = Metrics(folder.metrics)
         self.state = RunState(run_name=folder.path.name, config_hash="")
         self._saved_at = 0.0
+        self._said_mfu = False
         self._status_before: Status | None = None
 
     def open(self, config_text: str | None) -> None:
@@ -124,8 +126,15 @@ class RunRecorder:
         extra: dict[str, Any] = {"memory_bytes": memory_bytes()}
         if report is not None and self.flops_per_token and self.peak_flops and report.seconds > 0:
             flops = self.flops_per_token(report.seq_len) * report.tokens
-            extra["mfu"] = flops / report.seconds / self.peak_flops
+            extra["mfu"] = self._possible(flops / report.seconds / self.peak_flops)
         return extra
+
+    def _possible(self, mfu: float) -> float | None:
+        """None above 1, which is said once: the peak was measured too low."""
+        if mfu > 1 and not self._said_mfu:
+            self._said_mfu = True
+            self.event("mfu", WITHOUT_MFU.format(mfu))
+        return mfu if mfu <= 1 else None
 
 
 class Bystander:

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from scale.cli.main import main
+from tests.conftest import metrics_of
 
 ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").glob("*.md")))]
@@ -75,11 +76,19 @@ def test_scripts_that_pages_name_exist_and_answer():
 
 
 @pytest.mark.slow
-def test_the_launch_of_the_readme_trains(elsewhere):
-    (command,) = [c for c in commands("README.md") if c[0] == "launch/torchrun.sh"]
-    done = subprocess.run(["bash", str(ROOT / command[0]), *command[1:]], capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    assert "completed: step 20 of 20" in done.stdout
+@pytest.mark.timeout(1200)
+def test_the_launch_of_the_readme_gives_the_losses_of_the_first_run(elsewhere):
+    """As the README says of the pair: fp32, 20 steps, one process and two ranks."""
+    (launch,) = [c for c in commands("README.md") if c[0] == "launch/torchrun.sh"]
+    (first,) = [c for c in commands("README.md") if c[:2] == ["scale", "train"] and "name=first" in c]
+    for command in ([sys.executable, "-m", "scale.cli.main", *first[1:]], ["bash", str(ROOT / launch[0]), *launch[1:]]):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        assert "completed: step 20 of 20" in done.stdout
+    one, two = (
+        [row["loss"] for row in metrics_of(elsewhere / "runs" / name) if row["step"]] for name in ("first", "two")
+    )
+    assert len(one) == 20 and two == pytest.approx(one, rel=1e-5)
 
 
 def test_the_demo_does_what_its_target_says():
