@@ -17,8 +17,9 @@ from scale.choices import Model
 from scale.config.run import SCHEMA
 from scale.hardware import choose_attention, choose_recompute, detect
 from scale.models.attention import supported_attention
-from scale.models.build import build_model, materialise, model_config, set_recompute
+from scale.models.build import build_model, materialise, set_recompute
 from scale.models.fp8 import convert
+from scale.models.hf_config import model_config
 from scale.models.size import flops_per_token, model_size
 from scale.protocols import Group, Weights
 

@@ -46,9 +46,10 @@ from scale.evaluate.held_out import HeldOut
 from scale.facts import gather_facts
 from scale.hardware import Choice, Hardware, detect
 from scale.models.adapters import add_adapter
-from scale.models.build import build_model, model_config, set_recompute
+from scale.models.build import build_model, set_recompute
 from scale.models.fp8 import exact_products
 from scale.models.generation import SETTINGS, base_settings
+from scale.models.hf_config import model_config
 from scale.models.leak import refuse_leaks
 from scale.models.size import flops_per_token, model_size
 from scale.models.stored import stored_dtype

@@ -8,7 +8,7 @@ from pathlib import Path
 from scale.config import PretrainRun, differences, flatten, load_config
 from scale.errors import UsageError
 from scale.hardware import Hardware
-from scale.models.build import model_config
+from scale.models.hf_config import model_config
 from scale.models.size import Size
 from scale.monitor.run_folder import RunFolder
 from scale.parallel.footprint import footprint

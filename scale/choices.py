@@ -27,10 +27,11 @@ from scale.hardware import (
     peak_flops,
 )
 from scale.models.attention import supported_attention
-from scale.models.build import build_model, model_config
+from scale.models.build import build_model
 from scale.models.fp8 import backend, convert, matrix_shapes
 from scale.models.fp8_speed import measure, speedup
 from scale.models.heads import obstacle
+from scale.models.hf_config import model_config
 from scale.models.kernels import apply_liger, liger_knows
 from scale.models.size import activation_bytes_per_token, model_size
 from scale.monitor.run_folder import RunFolder

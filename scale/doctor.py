@@ -163,8 +163,9 @@ def machine() -> list[tuple[str, str, str]]:
         has_fp8,
     )
     from scale.models.attention import supported_attention
-    from scale.models.build import build_model, model_config
+    from scale.models.build import build_model
     from scale.models.heads import obstacle
+    from scale.models.hf_config import model_config
     from scale.models.kernels import liger_knows
     from scale.models.size import model_size
 

@@ -18,8 +18,9 @@ from scale.data import tokenizer as tokenizers
 from scale.data.files import one_line
 from scale.errors import ScaleError, UsageError
 from scale.models.adapters import add_adapter
-from scale.models.build import build_model, is_model_folder, model_config
+from scale.models.build import build_model
 from scale.models.generation import SETTINGS, base_settings, read_settings
+from scale.models.hf_config import is_model_folder, model_config
 from scale.monitor.run_folder import RunFolder
 
 SHADOW = "predict/shadow.weights/"

@@ -87,11 +87,21 @@ CONFIGS = {
         {"data.seq_len": 4096}, ["data.seq_len = 4096: the model's max_position_embeddings is 2048"]),
     "unknown override": ({"model.overrides.hiden": 3}, ["model.overrides.hiden: LlamaConfig has no such field"]),
     "text for an override": (
-        {"model.overrides.hidden_size": "big"}, ["model.overrides", "'hidden_size'", "expected int"]),
+        {"model.overrides.hidden_size": "big"}, ["model.overrides.hidden_size = 'big': expected int"]),
     "negative override": ({"model.overrides.num_hidden_layers": -1}, ["num_hidden_layers = -1: should be 1 or more"]),
-    "unknown activation": ({"model.overrides.hidden_act": "sqare"}, ["model.overrides", "KeyError: 'sqare'"]),
+    "unknown activation": (
+        {"model.overrides.hidden_act": "silou"}, ["model.overrides.hidden_act = 'silou': transformers has no such", "silu"]),
+    "unknown rotary positions": (
+        {"model.overrides.rope_parameters": {"rope_type": "yam"}}, ["model.overrides.rope_parameters", "'yam'", "yarn"]),
+    "heads that do not divide": (
+        {"model.overrides.num_attention_heads": 5}, ["model.overrides.num_attention_heads = 5: should divide hidden_size ="]),
+    "a rate above one": ({"model.overrides.attention_dropout": 2}, ["model.overrides.attention_dropout = 2: should be a rate"]),
+    "padding outside the vocabulary": (
+        {"model.overrides.pad_token_id": 10**6}, ["model.overrides.pad_token_id = 1000000: the vocabulary has"]),
     "shapes that do not fit": (
-        {"model.overrides.num_key_value_heads": 3}, ["model.overrides", "'num_key_value_heads': 3", "size"]),
+        {"model.overrides.num_key_value_heads": 3},
+        ["model.overrides.num_key_value_heads = 3: should divide num_attention_heads ="]),
+    "an override that nothing reads": ({"model.overrides.dtype": "bfloat16"}, ["dtype = 'bfloat16'", "use compute.precision"]),
     "model beyond the memory": (
         {"model.overrides.hidden_size": 2**28}, ["model: the weights and gradients of", "GiB (use a smaller"]),
     "tokenizer beyond the model": (

@@ -18,8 +18,9 @@ from scale.config import PretrainRun, load_config
 from scale.config.run import ComputeConfig
 from scale.errors import UsageError
 from scale.hardware import Choice, Hardware
-from scale.models.build import build_model, model_config
+from scale.models.build import build_model
 from scale.models.fp8_speed import Timing
+from scale.models.hf_config import model_config
 
 GIB = 2**30
 H100 = Hardware("cuda", "NVIDIA H100 80GB HBM3", 79 * GIB, 16, (9, 0), 8)

@@ -2,70 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Size, Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from scale.config.model import ModelConfig
 from scale.errors import UsageError
+from scale.models.hf_config import checked
 from scale.models.kernels import has_liger
-from scale.models.presets import preset_config
+from scale.models.pretrained import pretrained
 from scale.models.size import experts_of
 from scale.models.stored import stored_weights
 from scale.protocols import Weights
 
-_SIZES = {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-          "num_key_value_heads", "head_dim", "max_position_embeddings"}  # fmt: skip
+_ROPE_BY_VALUE = ("dynamic", "longrope")
+"""Rotary positions that look at the values of positions in each forward pass."""
 _WRITERS = ("o_proj.weight", "down_proj.weight", "experts.down_proj")
 """Matrices that write to the residual stream."""
-
-
-def model_config(config: ModelConfig, vocab_size: int | None = None) -> PretrainedConfig:
-    """The Hugging Face config that `model:` describes. Raises UsageError for unknown overrides or an unreadable path."""
-    if config.preset is not None:
-        built = _checked(lambda: preset_config(config.preset, vocab_size, config.overrides), config)
-    else:
-        assert config.path is not None
-        _check_path(config.path, config.init != "random")
-        built = _checked(lambda: AutoConfig.from_pretrained(config.path, trust_remote_code=False), config)
-    unknown = [key for key in config.overrides if key not in type(built)().to_dict()]
-    if unknown:
-        raise UsageError(f"model.overrides.{unknown[0]}: {type(built).__name__} has no such field")
-    for key, value in config.overrides.items():
-        if key in _SIZES and isinstance(value, int) and value < 1:
-            raise UsageError(f"model.overrides.{key} = {value}: should be 1 or more")
-    if config.path is not None and config.overrides:  # only fields of the class: never options of from_pretrained
-        built = _checked(lambda: type(built).from_dict({**built.to_dict(), **config.overrides}), config)
-    return built
-
-
-def _check_path(path: str, with_weights: bool) -> None:
-    """Plain words for what transformers calls a bad repository name. Raises UsageError."""
-    folder = Path(path)
-    if path.startswith(("/", ".", "~")) and not folder.is_dir():
-        raise UsageError(f"model.path = {path!r}: no such folder (working folder {Path.cwd()})")
-    if with_weights and is_model_folder(folder) and not any(folder.glob("*.safetensors")):
-        raise UsageError(
-            f"model.path = {path!r}: holds no .safetensors file; others (pytorch_model.bin) may run code when opened and "
-            "are not read: save the model again with save_pretrained"
-        )
-
-
-def _checked(make: Any, config: ModelConfig) -> Any:
-    try:
-        return make()
-    except Exception as error:  # transformers and its validators raise of every kind
-        what = f"model.path = {config.path!r}" if config.path else f"model.overrides = {config.overrides}"
-        kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
-        raise UsageError(f"{what}: {kind}{' '.join(str(error).split())[:300]}") from None
 
 
 def build_model(
@@ -81,61 +44,114 @@ def build_model(
     Presets are made on the meta device, with a `Weights` that draws each parameter from its own seeded generator: the
     values do not depend on how the model is sharded. Pretrained models come loaded (`Weights` is None), unless `lazy`
     asks for a meta model as well, with a `Weights` that reads its files parameter by parameter; where those do not fit
-    the model's parameters one to one, `say` hears why, and the model comes loaded.
+    the model's parameters one to one, `say` hears why, and the model comes loaded. Raises UsageError for a model that
+    cannot be made or run, and for weights that do not fit it. Every row of the input embedding learns.
     """
+    model, weights = _build(config, hf_config, attention, seed, lazy, say)
+    free_padding(model)
+    return model, weights
+
+
+def _build(
+    config: ModelConfig,
+    hf_config: PretrainedConfig,
+    attention: str,
+    seed: int,
+    lazy: bool,
+    say: Callable[[str], None],
+) -> tuple[nn.Module, Weights | None]:
     path = config.path
     if path is not None and config.init != "random":
         if lazy:
             model = _meta(config, hf_config, attention)
-            stored = _checked(lambda: stored_weights(path, model), config)
+            stored = checked(lambda: stored_weights(path, model), config, hf_config)
             if not isinstance(stored, str):
                 return model, stored
             say(f"model.path = {path!r}: every rank loads the whole model ({stored})")
-        return _checked(lambda: _pretrained(path, attention), config), None
+        return checked(lambda: pretrained(path, attention, say), config, hf_config), None
     if config.preset is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return _checked(lambda: _from_config(hf_config, attention), config), None
+            model = checked(lambda: _from_config(hf_config, attention), config, hf_config)
+            fill_padding(model)
+        if attention in ("sdpa", "eager") and not has_liger(model):
+            checked(lambda: _try_shapes(model, "cpu"), config, hf_config)
+        return model, None
     model = _meta(config, hf_config, attention)
     runs_on_meta = not experts_of(hf_config)[0] and not has_liger(model)  # a router needs values to choose by
     if attention in ("sdpa", "eager") and runs_on_meta:
+        trial = model
+        if _rope_type(hf_config) in _ROPE_BY_VALUE:
+            plain = copy.deepcopy(hf_config)
+            plain.rope_parameters = {**hf_config.rope_parameters, "rope_type": "default"}
+            trial = _meta(config, plain, attention)
         with torch.device("meta"):
-            _checked(lambda: _try_shapes(model), config)
+            checked(lambda: _try_shapes(trial, "meta"), config, hf_config)
     return model, llama_init(seed, hf_config.initializer_range, hf_config.num_hidden_layers)
 
 
-def _pretrained(path: str, attention: str) -> Any:
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        path,
-        dtype=torch.float32,
-        attn_implementation=attention,
-        use_safetensors=True,
-        trust_remote_code=False,
-        ignore_mismatched_sizes=True,  # or it only points to a report that it prints
-        output_loading_info=True,
-    )
-    model, found = loaded
-    wrong = sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])})
-    if wrong:  # transformers has filled them at random
-        raise ValueError(f"{len(wrong)} of its weights do not fit its config.json, the first is {wrong[0]}")
-    return model
+def free_padding(model: nn.Module) -> None:
+    """Let every row of the input embedding learn. `padding_idx` keeps the gradient of one row at zero, and that row is often
+    the token that ends or starts a document; nothing of a batch is padding by its id here."""
+    embedding = _input_embedding(model)
+    if embedding is not None:
+        embedding.padding_idx = None
+
+
+def fill_padding(model: nn.Module) -> None:
+    """Draw the row that transformers leaves at zero because of `padding_idx`, with the spread of the others."""
+    embedding = _input_embedding(model)
+    if embedding is not None and embedding.padding_idx is not None:
+        row_D = embedding.weight.detach()[embedding.padding_idx]
+        nn.init.normal_(row_D, std=embedding.weight.detach().std().item())
+
+
+def _input_embedding(model: nn.Module) -> nn.Embedding | None:
+    found: Any = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    return found if isinstance(found, nn.Embedding) else None
 
 
 def _meta(config: ModelConfig, hf_config: PretrainedConfig, attention: str) -> Any:
-    with torch.device("meta"):
-        return _checked(lambda: _from_config(hf_config, attention), config)
+    with torch.device("meta"), _rope_on_cpu():
+        return checked(lambda: _from_config(hf_config, attention), config, hf_config)
+
+
+@contextmanager
+def _rope_on_cpu() -> Iterator[None]:
+    """Some kinds of rotary frequencies look at values while the model is made: inside, all are computed on the CPU.
+    `materialise` makes them anew."""
+    before = dict(ROPE_INIT_FUNCTIONS)
+
+    def on_cpu(compute: Callable[..., Any]) -> Callable[..., Any]:
+        def frequencies(config: Any, device: Any = None, *args: Any, **options: Any) -> Any:
+            with torch.device("cpu"):
+                return compute(config, torch.device("cpu"), *args, **options)
+
+        return frequencies
+
+    try:
+        ROPE_INIT_FUNCTIONS.update({name: on_cpu(compute) for name, compute in before.items()})
+        yield
+    finally:
+        ROPE_INIT_FUNCTIONS.update(before)
+
+
+def _rope_type(hf_config: PretrainedConfig) -> str | None:
+    rope: Any = getattr(hf_config, "rope_parameters", None)
+    return rope.get("rope_type") if isinstance(rope, dict) else None
 
 
 def _from_config(hf_config: PretrainedConfig, attention: str) -> Any:
     return AutoModelForCausalLM.from_config(hf_config, dtype=torch.float32, attn_implementation=attention)
 
 
-def _try_shapes(model: nn.Module) -> None:
-    """A forward pass without memory: sizes and rates that do not go together show before the run begins."""
-    ids_BL = torch.zeros(1, 2, dtype=torch.long)
-    model(
-        input_ids=ids_BL, position_ids=ids_BL, attention_mask=torch.ones(1, 1, 2, 2, dtype=torch.bool), use_cache=False
-    )
+def _try_shapes(model: nn.Module, device: str) -> None:
+    """A forward pass of two tokens, on the meta device without memory: sizes and rates that do not go together show before
+    the run begins."""
+    ids_BL = torch.zeros(1, 2, dtype=torch.long, device=device)
+    mask = {} if device != "meta" else {"attention_mask": torch.ones(1, 1, 2, 2, dtype=torch.bool)}
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        model(input_ids=ids_BL, position_ids=ids_BL, use_cache=False, **mask)
 
 
 def llama_init(seed: int, std: float, layers: int) -> Weights:
@@ -198,8 +214,3 @@ def set_recompute(model: nn.Module, every: int) -> int:
         layer.gradient_checkpointing = True
         layer._gradient_checkpointing_func = again  # what transformers' own switch sets, on all layers
     return len(layers[::every])
-
-
-def is_model_folder(path: str | Path) -> bool:
-    """Whether a path holds a Hugging Face model."""
-    return (Path(path) / "config.json").is_file()

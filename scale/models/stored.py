@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from safetensors import safe_open
 from torch import Size, Tensor, nn
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
+from scale.models.weight_files import files_of
 from scale.protocols import Weights
 
 
@@ -78,10 +78,9 @@ class _Tensors:
 
 def _files(path: str) -> list[str]:
     """Local paths of a model's safetensors files; a repository's are downloaded into the cache first."""
+    if Path(path).is_dir():
+        return [str(file) for file in files_of(Path(path))]
     index = cached_file(path, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
     if index is None:
         return [str(cached_file(path, "model.safetensors"))]
-    weight_map = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
-    if Path(path).is_dir():
-        return [str(Path(path, name)) for name in sorted(set(weight_map.values()))]
     return list(get_checkpoint_shard_files(path, index)[0])

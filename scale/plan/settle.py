@@ -16,7 +16,8 @@ from scale.config.rows import check_rows
 from scale.errors import MissingExtra, UsageError
 from scale.hardware import Choice, Hardware
 from scale.models.adapters import add_adapter
-from scale.models.build import build_model, model_config, set_recompute
+from scale.models.build import build_model, set_recompute
+from scale.models.hf_config import model_config
 from scale.models.kernels import has_liger
 from scale.objectives.causal_lm import CausalLM
 from scale.objectives.root import Root

@@ -9,7 +9,8 @@ import yaml
 
 from scale.config import load_config
 from scale.config.model import ModelConfig
-from scale.models.build import build_model, model_config
+from scale.models.build import build_model
+from scale.models.hf_config import model_config
 from scale.models.presets import PRESETS
 
 ROOT = Path(__file__).parents[2]

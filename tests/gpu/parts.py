@@ -7,8 +7,9 @@ import torch
 from benchmarks.gpu_work import Rows
 from scale.config.model import ModelConfig
 from scale.config.optim import OptimConfig, ScheduleConfig
-from scale.models.build import build_model, model_config
+from scale.models.build import build_model
 from scale.models.fp8 import convert
+from scale.models.hf_config import model_config
 from scale.objectives.causal_lm import CausalLM
 from scale.objectives.root import Root
 from scale.parallel.single import Single

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from scale.config.model import ModelConfig
-from scale.models.build import build_model, materialise, model_config
+from scale.models.build import build_model, materialise
+from scale.models.hf_config import model_config
 from scale.models.size import activation_bytes_per_token, experts_of, flops_per_token, model_size
 
 SMALL = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,

@@ -10,7 +10,8 @@ from torch.distributed.distributed_c10d import _world
 from scale.config.model import LoraConfig, ModelConfig
 from scale.config.optim import OptimConfig, ScheduleConfig, SpikeConfig
 from scale.models.adapters import add_adapter
-from scale.models.build import build_model, materialise, model_config
+from scale.models.build import build_model, materialise
+from scale.models.hf_config import model_config
 from scale.objectives.causal_lm import CausalLM
 from scale.objectives.root import Root
 from scale.parallel.ranks import FIRST_STEP_SECONDS

@@ -13,7 +13,8 @@ from torch import nn
 from scale.config.model import ModelConfig
 from scale.config.optim import OptimConfig, ScheduleConfig
 from scale.config.run import FsdpConfig
-from scale.models.build import build_model, model_config, set_recompute
+from scale.models.build import build_model, set_recompute
+from scale.models.hf_config import model_config
 from scale.objectives.causal_lm import CausalLM
 from scale.objectives.root import Root
 from scale.parallel.fsdp import Fsdp

@@ -103,7 +103,8 @@ def test_fused_attention_holds_neither_scores_nor_mask() -> None:
     import torch
 
     from scale.config.model import ModelConfig
-    from scale.models.build import build_model, model_config
+    from scale.models.build import build_model
+    from scale.models.hf_config import model_config
 
     config = ModelConfig(preset="tiny", overrides=TINY)
     fused, _ = build_model(config, model_config(config), FUSED, 0)
