@@ -12,10 +12,11 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimConfig(Strict):
-    """Weight decay applies to matrices only, never to norms, biases or embeddings."""
+    """Weight decay applies to what multiplies activations (matrices, experts, the head), never to norms, biases, embeddings or
+    other vectors, however many dimensions they have."""
 
     kind: Literal["adamw", "adamw8bit", "muon"] = "adamw"
-    """muon: Muon for the matrices inside the blocks, AdamW for embeddings, head and vectors."""
+    """muon: Muon for the matrices inside the blocks, AdamW for embeddings, head, experts and all that is not decayed."""
     lr: Positive = 3e-4
     """Peak learning rate."""
     betas: tuple[Beta, Beta] = (0.9, 0.95)

@@ -98,16 +98,16 @@ def free_padding(model: nn.Module) -> None:
         embedding.padding_idx = None
 
 
-def fill_padding(model: nn.Module) -> None:
+def fill_padding(model: Any) -> None:
     """Draw the row that transformers leaves at zero because of `padding_idx`, with the spread of the others."""
     embedding = _input_embedding(model)
     if embedding is not None and embedding.padding_idx is not None:
         row_D = embedding.weight.detach()[embedding.padding_idx]
-        nn.init.normal_(row_D, std=embedding.weight.detach().std().item())
+        nn.init.normal_(row_D, std=float(torch.std(embedding.weight.detach())))
 
 
-def _input_embedding(model: nn.Module) -> nn.Embedding | None:
-    found: Any = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+def _input_embedding(model: Any) -> nn.Embedding | None:
+    found = model.get_input_embeddings()
     return found if isinstance(found, nn.Embedding) else None
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PretrainedConfig
 
+from scale.models.roles import MATRICES, roles_of, tied_to_head
+
 
 @dataclass(frozen=True)
 class Size:
@@ -22,15 +24,13 @@ def model_size(model: nn.Module) -> Size:
     """Count parameters; an input embedding that is not also the output head is a lookup and costs no FLOPs."""
     total = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    lookup = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding))
     config = getattr(model, "config", None)
-    tied = bool(getattr(config, "tie_word_embeddings", False))
     experts, visited = experts_of(config)
-    named = dict(model.named_parameters())
-    vectors = sum(p.numel() for name, p in named.items() if p.ndim < 2 or name.endswith("bias"))
-    stacked = sum(p.numel() for p in named.values() if p.ndim == 3 and len(p) == experts)
+    roles, tied = roles_of(model), tied_to_head(model)
+    matrix = sum(p.numel() for p, role in roles.items() if role in MATRICES or p in tied)
+    stacked = sum(p.numel() for p, role in roles.items() if role == "stack" and len(p) == experts)
     resting = stacked - stacked * visited // max(experts, 1)
-    return Size(total, trainable, total - vectors - resting - (0 if tied else lookup))
+    return Size(total, trainable, matrix - resting)
 
 
 def experts_of(config: PretrainedConfig | None) -> tuple[int, int]:

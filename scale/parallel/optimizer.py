@@ -10,6 +10,7 @@ from torch import Size, Tensor, nn
 
 from scale.config.optim import OptimConfig
 from scale.errors import MissingExtra, ScaleError, UsageError
+from scale.models.roles import MATRICES, roles_of
 from scale.parallel.muon import muon_class
 
 _EIGHT_BIT = {"exp_avg": "1", "exp_avg_sq": "2"}
@@ -55,13 +56,19 @@ class OptimizerSet:
 
     def blank(self, saved: Mapping[str, Size]) -> dict[str, Tensor]:
         """fp32 tensors to read the saved moments into, sharded like their parameters. Raises ScaleError for a parameter that
-        is not trained here."""
+        is not trained here, or by another optimizer."""
         params = {name: p for p, name in self.names.items()}
+        muon = {self.names[p] for o in self.optimizers if isinstance(o, torch.optim.Muon) for p in _held(o)}
         out = {}
         for key, shape in saved.items():
-            name, _, _ = key.rpartition("/")
+            name, _, moment = key.rpartition("/")
             if name not in params:
                 raise ScaleError(f"checkpoint holds optimizer moments of {name!r}, which this run does not train")
+            if (moment == "momentum_buffer") != (name in muon):
+                raise ScaleError(
+                    f"checkpoint holds {moment} of {name!r}, which {'Muon' if name in muon else 'AdamW'} trains here: go on "
+                    "with the version of Scale and the optim.kind that wrote it, or start under another name from its export"
+                )
             param = params[name].detach()
             if tuple(shape) == tuple(param.shape):
                 out[key] = torch.zeros_like(param, dtype=torch.float32)
@@ -83,32 +90,36 @@ class OptimizerSet:
                         _set_state(optimizer, group, param, by_param[self.names[param]])
 
 
+def _held(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [param for group in optimizer.param_groups for param in group["params"]]
+
+
 def adamw_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     """Parameter groups for AdamW. Raises ScaleError if nothing is trained."""
     return _groups(*_split(model), config)
 
 
 def _split(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """Trained parameters that are decayed (matrices) and those that are not."""
-    embeddings = {p for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    """Trained parameters that are decayed (matrices, by their role) and those that are not."""
+    roles = roles_of(model)
     trained: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise ScaleError("nothing to train: no parameter of the model requires a gradient")
-    decayed = [p for p in trained if p.ndim >= 2 and p not in embeddings]
-    return decayed, [p for p in trained if p.ndim < 2 or p in embeddings]
+    decayed = [p for p in trained if roles[p] in MATRICES]
+    return decayed, [p for p in trained if roles[p] not in MATRICES]
 
 
 def _build(model: nn.Module, names: Mapping[Tensor, str], config: OptimConfig) -> list[torch.optim.Optimizer]:
     decayed, plain = _split(model)
-    heads = {p for p, name in names.items() if name.endswith("lm_head.weight")}
+    roles = roles_of(model)
     device = next(iter(names)).device.type
     common: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
     fused = device in ("cuda", "cpu")
     if config.kind == "muon":
-        matrices = [p for p in decayed if p.ndim == 2 and p not in heads]
+        matrices = [p for p in decayed if roles[p] == "matrix"]
         if not matrices:
             raise UsageError("optim.kind = 'muon': the model has no matrix for it to train (use adamw)")
-        rest = [p for p in decayed if p.ndim != 2 or p in heads]
+        rest = [p for p in decayed if roles[p] != "matrix"]
         muon = muon_class(matrices)(
             matrices,
             lr=config.lr,

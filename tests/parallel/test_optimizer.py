@@ -155,3 +155,14 @@ def test_missing_bitsandbytes_names_the_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
     with pytest.raises(MissingExtra, match=r"scale-trainer\[quant\]"):
         OptimizerSet(llama(), OptimConfig(kind="adamw8bit"))
+
+
+def test_moments_of_another_optimizer_are_refused_in_one_line():
+    """As of a run that Muon trained with when more was taken for a matrix."""
+    optimizer = OptimizerSet(llama(), OptimConfig(kind="muon"))
+    with pytest.raises(
+        ScaleError, match=r"momentum_buffer of 'model.norm.weight', which AdamW trains here: go on with"
+    ):
+        optimizer.blank({"model.norm.weight/momentum_buffer": torch.Size([64])})
+    with pytest.raises(ScaleError, match=r"exp_avg of 'model.layers.0.mlp.up_proj.weight', which Muon trains here"):
+        optimizer.blank({"model.layers.0.mlp.up_proj.weight/exp_avg": torch.Size([80, 64])})
