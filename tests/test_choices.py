@@ -81,7 +81,8 @@ def test_liger_patches_the_classes_but_not_the_loss() -> None:
         print(m.LlamaRMSNorm.__name__, m.LlamaMLP.__name__, m.apply_rotary_pos_emb.__name__)
         assert m.LlamaForCausalLM.forward is before
         from scale.config.model import ModelConfig
-        from scale.models.build import build_model, model_config
+        from scale.models.build import build_model
+        from scale.models.hf_config import model_config
         from scale.models.kernels import has_liger
         assert has_liger(build_model(tiny := ModelConfig(preset="tiny"), model_config(tiny), "sdpa", 0)[0])
         from scale.config import load_config
