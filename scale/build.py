@@ -57,6 +57,7 @@ from scale.monitor.progress import Progress
 from scale.monitor.run_folder import RunFolder
 from scale.monitor.trackers import TensorBoard, Wandb
 from scale.objectives.causal_lm import CausalLM
+from scale.objectives.router import router_loss
 from scale.parallel.ranks import Ranks, join
 from scale.parallel.single import Single
 from scale.predict.selection.probe import ForwardProbe
@@ -153,10 +154,12 @@ def build_trainer(
     strategy = ranks.each(lambda: make(ranks, config.compute, choices.precision.value, choices.compile.value))
     chosen = config.predict.selection
     selector = ranks.each(lambda: make_selector(chosen, planner.documents, config.data.workers, ranks))
+    router = ranks.each(lambda: router_loss(model.module))
     objective = CausalLM(
         per_document=selector is not None,
         loss=choices.loss.value,
         one_row=choices.attention.value == "flash_attention_2",
+        router=router,
     )
     trainer = Trainer(
         model.module,

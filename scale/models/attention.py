@@ -31,12 +31,17 @@ def supported_attention(config: PretrainedConfig) -> tuple[str, ...]:
     return tuple(name for name, supported in has.items() if supported)
 
 
+def takes_masks(model: nn.Module) -> bool:
+    """Whether a model (also one with an adapter) is given masks for packed documents."""
+    return getattr(getattr(model, "config", None), "model_type", None) in _WITHOUT_POSITIONS
+
+
 def packed_masks(model: nn.Module, position_BL: Tensor) -> dict[str, Any]:
     """Further arguments of a forward pass over packed documents: masks, for models that make theirs without looking at
     `position_ids`; nothing for all others."""
-    config: Any = getattr(model, "config", None)
-    if getattr(config, "model_type", None) not in _WITHOUT_POSITIONS:
+    if not takes_masks(model):
         return {}
+    config: Any = model.config
     weight = next(model.parameters())
     given = {
         "config": config,

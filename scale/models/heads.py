@@ -17,7 +17,7 @@ def decoder_and_head(model: nn.Module) -> tuple[nn.Module, nn.Linear]:
 
     Only for models without an `obstacle`.
     """
-    plain = _without_adapter(model)
+    plain = without_adapter(model)
     return plain.get_decoder(), plain.get_output_embeddings()
 
 
@@ -27,7 +27,7 @@ def obstacle(model: nn.Module) -> str | None:
     Families scale or cap their logits under many names (Gemma, Cohere, Granite, Falcon-H1), so the forward itself is read:
     its only statement about logits must be the call of the head.
     """
-    plain = _without_adapter(model)
+    plain = without_adapter(model)
     name = type(plain).__name__
     head = plain.get_output_embeddings() if hasattr(plain, "get_output_embeddings") else None
     if type(head) is not nn.Linear or head is not getattr(plain, "lm_head", None):
@@ -43,6 +43,7 @@ def obstacle(model: nn.Module) -> str | None:
     return None
 
 
-def _without_adapter(model: nn.Module) -> Any:
+def without_adapter(model: nn.Module) -> Any:
+    """The model itself, also inside of an adapter's wrapper."""
     plain: Any = model
     return plain.get_base_model() if hasattr(plain, "get_base_model") else plain

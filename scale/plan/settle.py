@@ -21,6 +21,7 @@ from scale.models.hf_config import model_config
 from scale.models.kernels import has_liger
 from scale.objectives.causal_lm import CausalLM
 from scale.objectives.root import Root
+from scale.objectives.router import router_loss
 from scale.parallel.ranks import Ranks
 from scale.plan.fake import FUSED, fake_weights
 from scale.plan.inputs import vocabulary
@@ -124,7 +125,9 @@ def _decide(
 
 def make_root(settled: Settled) -> nn.Module:
     """What the strategy wraps."""
-    return Root(settled.model.module, CausalLM(loss="full" if settled.choices.loss.value == "full" else "chunked"))
+    module = settled.model.module
+    loss = "full" if settled.choices.loss.value == "full" else "chunked"
+    return Root(module, CausalLM(loss=loss, router=router_loss(module)))
 
 
 def make_strategy(settled: Settled, ranks: Ranks) -> object:
