@@ -14,9 +14,11 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaForCausalLM
 
 from scale.config.model import ModelConfig
 from scale.errors import UsageError
+from scale.models.attention import supported_attention
 from scale.models.build import build_model, materialise
+from scale.models.fields import check_fields, misfit
 from scale.models.hf_config import model_config
-from tests.models.families import tiny_config, tiny_model
+from tests.models.families import tiny_model
 
 INPUT = {"input_ids": torch.arange(40).view(2, 20), "position_ids": torch.arange(20).repeat(2, 1), "use_cache": False}
 
@@ -24,7 +26,9 @@ INPUT = {"input_ids": torch.arange(40).view(2, 20), "position_ids": torch.arange
 def load(folder: Path, lazy: bool = False, init: str = "auto", said: list[str] | None = None) -> torch.nn.Module:
     config = ModelConfig(path=str(folder), init=init)
     say = print if said is None else said.append
-    model, weights = build_model(config, model_config(config), "sdpa", 0, lazy=lazy, say=say)
+    hf_config = model_config(config)
+    attention = supported_attention(hf_config)[0]
+    model, weights = build_model(config, hf_config, attention, 0, lazy=lazy, say=say)
     if weights is not None:
         materialise(model, weights, torch.device("cpu"))
     return model
@@ -84,13 +88,14 @@ def test_parts_that_transformers_leaves_out_are_named(tmp_path: Path) -> None:
     assert len(said) == 1 and "1 stored tensors are not part of" in said[0] and extra in said[0]
 
 
+FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 DAMAGE = {
-    "shard of another model": (lambda m: shutil.copy(m / "model-00001-of-00002.safetensors", m / "model-00009-of-00009.safetensors"),
+    "shard of another model": (lambda m: shutil.copy(m / FIRST, m / "model-00009-of-00009.safetensors"),
                                "model-00009-of-00009.safetensors: is not listed"),
-    "whole file beside shards": (lambda m: shutil.copy(m / "model-00001-of-00002.safetensors", m / "model.safetensors"),
+    "whole file beside shards": (lambda m: shutil.copy(m / FIRST, m / "model.safetensors"),
                                  "holds model.safetensors and model.safetensors.index.json"),
-    "missing shard": (lambda m: (m / "model-00002-of-00002.safetensors").unlink(), "model-00002-of-00002.safetensors: no such file"),
-    "cut shard": (lambda m: (m / "model-00002-of-00002.safetensors").write_bytes(b"\x10"), "cut off or no safetensors file"),
+    "missing shard": (lambda m: (m / SECOND).unlink(), f"{SECOND}: no such file"),
+    "cut shard": (lambda m: (m / SECOND).write_bytes(b"\x10"), f"{SECOND}: cut off or no safetensors file"),
     "cut index": (lambda m: (m / "model.safetensors.index.json").write_text("{"), "index.json: no index of safetensors files"),
     "no config": (lambda m: (m / "config.json").unlink(), "holds no config.json"),
     "list for a config": (lambda m: (m / "config.json").write_text("[1]"), "expected a JSON object of fields, found list"),
@@ -98,7 +103,7 @@ DAMAGE = {
     "no type": (lambda m: (m / "config.json").write_text("{}"), "has no model_type"),
     "encoder and decoder": (lambda m: edited(m, model_type="t5"), "'t5': transformers has no causal language model"),
     "no vocabulary": (lambda m: edited(m, vocab_size=0), "vocab_size = 0: should be 1 or more"),
-    "activation": (lambda m: edited(m, hidden_act="foo"), "config.json: hidden_act = 'foo': transformers has no such activation"),
+    "activation": (lambda m: edited(m, hidden_act="foo"), "config.json: hidden_act = 'foo': transformers has no"),
     "quantised": (lambda m: edited(m, quantization_config={"quant_method": "fp8"}), "quant_method = 'fp8': quantised weights"),
 }  # fmt: skip
 
@@ -115,9 +120,9 @@ def test_a_damaged_folder_is_named_in_one_line(tmp_path: Path, what: str, lazy: 
     assert len(str(refused.value)) < 500 and "\n" not in str(refused.value)
 
 
-COMPOSITES = ["gemma3", "gemma3n", "gemma4", "llama4", "qwen3_5", "qwen3_5_moe", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "mistral3",
+COMPOSITES = ["gemma3", "gemma3n", "gemma4", "llama4", "qwen3_5", "qwen3_5_moe", "qwen2_vl", "qwen2_5_vl", "qwen3_vl",
               "llava", "paligemma", "mllama", "idefics3", "smolvlm", "aya_vision", "emu3", "fuyu", "git", "phi4_multimodal",
-              "internvl", "qwen2_audio", "voxtral", "qwen2_5_omni", "kimi_k25"]  # fmt: skip
+              "internvl", "qwen2_audio", "voxtral", "qwen2_5_omni", "kimi_k25", "mistral3"]  # fmt: skip
 
 
 @pytest.mark.parametrize("init", ["auto", "random"])
@@ -155,7 +160,7 @@ def test_rotary_positions_of_every_kind(tmp_path: Path, kind: str) -> None:
             assert torch.equal(model.eval()(**INPUT).logits, want)
     plain = model_config(ModelConfig(preset="tiny", overrides=SHAPE))
     assert (LlamaForCausalLM(plain).model.rotary_emb.inv_freq.equal(ours.model.rotary_emb.inv_freq)) == (
-        kind in ("default", "dynamic", "longrope")  # these two change with the length
+        kind in ("default", "dynamic")  # of dynamic only beyond the length that it was trained for
     )
 
 
@@ -196,8 +201,5 @@ def test_configs_of_other_families_pass() -> None:
         "gemma3_text",
         "t5",
     ):
-        tiny_config(name)
-        from scale.models.fields import check_fields, misfit
-
         check_fields(CONFIG_MAPPING[name]().to_dict(), lambda key: key)
         assert misfit(CONFIG_MAPPING[name]().to_dict(), lambda key: key) is None
