@@ -56,6 +56,8 @@ class CausalLM:
         if self.router is not None and balanced:
             terms["router"] = self.router.term(router_logits, targets_BL)
             metrics = {"lm_loss": terms["lm"], "router_loss": terms["router"]}
+        elif self.router is not None:  # counted, so that it is missed nowhere, and of no weight
+            terms["router"] = Term(loss_BL.new_zeros(()), self.router.count(targets_BL), 0.0)
         return Loss(terms, metrics, per_segment=segments_BS)
 
     def called(self, model: nn.Module) -> nn.Module:
