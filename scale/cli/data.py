@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 Run = Callable[[argparse.Namespace], int]
 
 _SOURCE_HELP = "file, folder, glob, token store, python-stdlib, or hf:org/name"
-_KINDS = ("python-stdlib", "text", "jsonl", "parquet", "huggingface", "tokens", "packed")
+_KINDS = ("python-stdlib", "text", "jsonl", "csv", "parquet", "huggingface", "tokens", "packed")
 
 
 def add_commands(sub: argparse._SubParsersAction) -> None:
@@ -99,6 +99,7 @@ def _command(sub: argparse._SubParsersAction, name: str, run: Run, description: 
     reading.add_argument(
         "--split", metavar="NAME", help="text: file, paragraph or line; Hugging Face: name of the split"
     )
+    reading.add_argument("--delimiter", metavar="C", help="CSV: between two fields (default: tab in .tsv, else comma)")
     reading.add_argument("--config", metavar="NAME", help="configuration of a Hugging Face dataset")
     reading.add_argument(
         "--streaming", action="store_true", default=None, help="read a Hugging Face dataset as a stream"
@@ -115,7 +116,7 @@ def _source(args: argparse.Namespace) -> Source:
     columns = {k: getattr(args, k) for k in ("text", "input_ids", "labels") if getattr(args, k) is not None}
     if "text" in columns:
         columns["text"] = columns["text"].replace("\\n", "\n")  # a shell passes the two characters
-    options = {k: getattr(args, k) for k in ("split", "config", "streaming", "max_documents")}
+    options = {k: getattr(args, k) for k in ("split", "delimiter", "config", "streaming", "max_documents")}
     return source_from(args.source, args.kind, columns=columns or None, **options)
 
 
@@ -154,7 +155,7 @@ def _validate(args: argparse.Namespace) -> int:
     from scale.data.tools import validate
 
     result = validate(_source(args))
-    _print_table(f"{args.source} ({result.kind})", result.counts)
+    _print_table(f"{args.source} ({result.kind})", result.counts | _not_read(result.left_out))
     _print_lines(result.problems)
     _print_lines(["valid" if result.ok else "not valid"])
     return EXIT_OK if result.ok else EXIT_FAILED
@@ -166,8 +167,17 @@ def _clean(args: argparse.Namespace) -> int:
 
     source = raw_source(_source(args), "clean")
     result = clean(source, args.out, args.min_chars, args.max_chars, args.near)
-    dropped = {f"dropped: {why}": n for why, n in result.dropped.items()}
-    _print_table(args.out, {"read": result.read, "kept": result.kept, "of these changed": result.changed, **dropped})
+    _print_table(
+        args.out,
+        {
+            "read": result.read,
+            "kept": result.kept,
+            "of these changed": result.changed,
+            **{f"changed: {what}": n for what, n in result.changes.items()},
+            **{f"dropped: {why}": n for why, n in result.dropped.items()},
+            **_not_read(result.left_out),
+        },
+    )
     _print_lines([f"{why}: {example}" for why, examples in result.examples.items() for example in examples])
     return EXIT_OK
 
@@ -178,7 +188,8 @@ def _split(args: argparse.Namespace) -> int:
 
     result = split(raw_source(_source(args), "split"), args.out, args.fraction, args.by)
     groups = {"train (groups)": result.train_groups, "valid (groups)": result.valid_groups}
-    _print_table(args.out, {"train (rows)": result.train, "valid (rows)": result.valid, **groups})
+    rows = {"train (rows)": result.train, "valid (rows)": result.valid, **groups}
+    _print_table(args.out, rows | _not_read(result.left_out))
     return EXIT_OK
 
 
@@ -186,7 +197,7 @@ def _inspect(args: argparse.Namespace) -> int:
     from scale.data.tools import inspect
 
     result = inspect(_source(args), args.tokenizer, args.samples)
-    _print_table(f"{args.source} ({result.kind})", result.facts)
+    _print_table(f"{args.source} ({result.kind})", result.facts | _not_read(result.left_out))
     if result.fields:
         kinds = {name: ", ".join(f"{t} ({n:,})" for t, n in types.items()) for name, types in result.fields.items()}
         _print_table("columns", kinds)
@@ -197,6 +208,10 @@ def _inspect(args: argparse.Namespace) -> int:
     for i, sample in enumerate(result.samples):
         _print_lines([f"--- document {i}", sample])
     return EXIT_OK
+
+
+def _not_read(left_out: Mapping[str, int]) -> dict[str, int]:
+    return {f"not read: {what}": n for what, n in left_out.items()}
 
 
 def _print_table(title: str, content: Mapping[str, Any]) -> None:

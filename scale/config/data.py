@@ -45,7 +45,7 @@ class TextSource(_Source):
 
     kind: Literal["text"]
     path: str
-    """File, folder or glob such as "corpus/**/*.txt"."""
+    """File, folder or glob such as "corpus/**/*.txt"; also compressed (.gz, .bz2, .xz, .zst)."""
     split: Literal["file", "paragraph", "line"] = "file"
     """What one document is. Documents never straddle the training and the held-out part."""
 
@@ -55,9 +55,21 @@ class JsonlSource(_Source):
 
     kind: Literal["jsonl"]
     path: str
-    """File, folder or glob such as "corpus/*.jsonl"."""
+    """File, folder or glob such as "corpus/*.jsonl"; also compressed (.gz, .bz2, .xz, .zst)."""
     columns: Columns = Columns(text="text")
     """Which columns hold what."""
+
+
+class CsvSource(_Source):
+    """CSV or TSV files whose first line names the columns."""
+
+    kind: Literal["csv"]
+    path: str
+    """File, folder or glob such as "corpus/*.csv"; also compressed (.gz, .bz2, .xz, .zst)."""
+    columns: Columns = Columns(text="text")
+    """Which columns hold what. All of them are text."""
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    """The character between two fields; default: a tab in .tsv files, else a comma."""
 
 
 class ParquetSource(_Source):
@@ -111,10 +123,18 @@ class PackedSource(_Source):
 
 
 Source = Annotated[
-    StdlibSource | TextSource | JsonlSource | ParquetSource | HuggingFaceSource | TokensSource | PackedSource,
+    StdlibSource
+    | TextSource
+    | JsonlSource
+    | CsvSource
+    | ParquetSource
+    | HuggingFaceSource
+    | TokensSource
+    | PackedSource,
     Field(discriminator="kind"),
 ]
-RawSource = StdlibSource | TextSource | JsonlSource | ParquetSource | HuggingFaceSource
+FileSource = TextSource | JsonlSource | CsvSource | ParquetSource
+RawSource = StdlibSource | FileSource | HuggingFaceSource
 
 
 class TokenizerConfig(Strict):

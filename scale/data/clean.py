@@ -12,9 +12,10 @@ from typing import Any
 
 from scale.config.data import RawSource
 from scale.data.columns import ColumnReader
-from scale.data.sources import place_of, refuse_as_output
+from scale.data.normalise import normalised
+from scale.data.sources import left_out, place_of, refuse_as_output
 from scale.data.splitting import hash_of
-from scale.data.tables import Row, lacks_answer, normalised, read_rows, reader_for
+from scale.data.tables import Row, lacks_answer, read_rows, reader_for
 from scale.errors import MissingExtra, UsageError
 from scale.files import new_files
 
@@ -25,11 +26,16 @@ _PERMUTATIONS = 128
 
 @dataclass
 class Cleaned:
-    """Rows read, kept and dropped by reason, with the first places of each reason."""
+    """Rows read, kept, changed, and dropped by reason, with the first places of each reason.
+
+    `changes` counts what was changed in the rows that are kept; `left_out` the files that were not read.
+    """
 
     read: int = 0
     kept: int = 0
     changed: int = 0
+    changes: Counter[str] = field(default_factory=Counter)
+    left_out: dict[str, int] = field(default_factory=dict)
     dropped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
@@ -42,13 +48,14 @@ class Cleaned:
 def clean(
     source: RawSource, out: str | Path, min_chars: int = 1, max_chars: int | None = None, near: float | None = None
 ) -> Cleaned:
-    """Write the good rows as JSONL: NFC, no control characters, none empty, too short, too long or a repetition.
+    """Write the good rows as JSONL: normalised, none empty, too short, too long or a repetition. What cannot be read is
+    dropped as well, and all of it counted.
 
     `near` also drops rows whose estimated Jaccard similarity (5-character shingles, MinHash) to an earlier row reaches it.
     Raises UsageError if `out` is read itself or nothing is left, MissingExtra without datasketch.
     """
     refuse_as_output(source, out)
-    result = Cleaned()
+    result = Cleaned(left_out=left_out(source))
     seen: set[bytes] = set()
     similar = NearDuplicates(near) if near is not None else None
     reader: ColumnReader | None = None
@@ -56,12 +63,14 @@ def clean(
         for row in read_rows(source):
             result.read += 1
             if row.values is None:
-                result.drop("unreadable", str(row.problem))
+                result.drop("files that cannot be read (on)" if row.last else "unreadable", str(row.problem))
                 continue
-            values = normalised(row.values)
+            changes: Counter[str] = Counter()
+            values = normalised(row.values, changes)
             reader = reader or _text_reader(source, values)
             try:
                 text = "" if lacks_answer(values) else (reader.read(values, row.where).text or "").strip()
+                line = _line(values, row.where, changes)
             except UsageError as error:
                 result.drop("unreadable", str(error))
                 continue
@@ -69,9 +78,10 @@ def clean(
             if reason is not None:
                 result.drop(reason, row.where)
                 continue
-            file.write(_line(values))
+            file.write(line)
             result.kept += 1
-            result.changed += values != row.values
+            result.changed += bool(changes)
+            result.changes += changes
         if not result.kept:
             raise UsageError(f"{place_of(source)}: nothing is left after cleaning {result.read} rows ({_told(result)})")
     return result
@@ -141,6 +151,8 @@ class Divided:
     valid: int
     train_groups: int
     valid_groups: int
+    left_out: dict[str, int]
+    """Files that were not read."""
 
 
 def split(source: RawSource, out: str | Path, fraction: float = 0.1, by: str | None = None) -> Divided:
@@ -162,9 +174,9 @@ def split(source: RawSource, out: str | Path, fraction: float = 0.1, by: str | N
     with new_files(*targets) as (train, valid):
         for row in _sound_rows(source):
             side = valid if _group(row, by) in held_out else train
-            side.write(row.raw + b"\n" if row.raw is not None else _line(row.values))
+            side.write(row.raw + b"\n" if row.raw is not None else _line(row.values, row.where, Counter()))
     rows = sum(groups[g] for g in held_out)
-    return Divided(groups.total() - rows, rows, len(groups) - len(held_out), len(held_out))
+    return Divided(groups.total() - rows, rows, len(groups) - len(held_out), len(held_out), left_out(source))
 
 
 def _sound_rows(source: RawSource) -> Iterator[Row]:
@@ -196,5 +208,20 @@ def _lowest(groups: Counter[int], fraction: float, place: str, by: str | None) -
     return held_out
 
 
-def _line(values: Any) -> bytes:
-    return json.dumps(values, ensure_ascii=False, default=str).encode() + b"\n"
+def _line(values: Any, where: str, changes: Counter[str]) -> bytes:
+    """A row of JSONL. Values that JSON does not know are written as text and counted. Raises UsageError for bytes, and for
+    text that no UTF-8 can hold."""
+
+    def as_text(value: Any) -> str:
+        if isinstance(value, bytes):
+            raise UsageError(
+                f"{where}: holds bytes ({value[:10]!r}), which JSON cannot hold; choose or drop columns first"
+            )
+        changes[f"values of type {type(value).__name__} (to text)"] += 1
+        return str(value)
+
+    try:
+        return json.dumps(values, ensure_ascii=False, default=as_text).encode() + b"\n"
+    except UnicodeEncodeError as error:
+        broken = f"\\u{ord(error.object[error.start]):04x}"
+        raise UsageError(f"{where}: text holds {broken}, half of a surrogate pair") from None

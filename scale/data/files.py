@@ -3,31 +3,123 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from scale.data.compressed import ending
 from scale.errors import UsageError
 from scale.files import refuse_same_place
 
+FOLDERS = "folders (** finds what is in them)"
 
-def find_files(path: str, ending: str = "") -> list[Path]:
-    """Sorted files behind a file name, a folder (its files with `ending`, no hidden ones) or a glob."""
+
+@dataclass
+class Found:
+    """Sorted files, each once, and how many there were of each kind that is left out."""
+
+    files: list[Path] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+def find_files(path: str, *endings: str) -> list[Path]:
+    """The files behind a file name, a folder or a glob, as `look_for` finds them."""
+    return look_for(path, *endings).files
+
+
+def look_for(path: str, *endings: str) -> Found:
+    """The files behind a file name, a folder (those with one of `endings`, also compressed, or all) or a glob.
+
+    Links are followed; a file that several names lead to is there once. Hidden and empty files, files with another ending
+    and folders that a glob finds are left out. Raises UsageError where nothing is found or a link leads nowhere.
+    """
     expanded = Path(path).expanduser()
     if expanded.is_file():
-        return [expanded]
+        return Found([expanded])
     if expanded.is_dir():
-        inside = (p for p in expanded.rglob(f"*{ending}") if p.is_file())
-        found = sorted(p for p in inside if not any(s.startswith(".") for s in p.relative_to(expanded).parts))
-        if not found:
-            raise UsageError(f"{path}: the folder holds no {ending or 'files'}{' files' if ending else ''}")
+        found = Found()
+        _keep(_inside(expanded, (), found.left_out), found, endings)
+        if not found.files:
+            what = f"{' or '.join(endings)} files" if endings else "files"
+            raise UsageError(f"{path}: the folder holds no {what}{_told(found.left_out)}")
         return found
     if glob.has_magic(path):
-        found = sorted(Path(p) for p in glob.glob(str(expanded), recursive=True) if Path(p).is_file())  # noqa: PTH207
-        if not found:
-            raise UsageError(f"{path}: no file matches this pattern (working folder {Path.cwd()})")
+        found = Found()
+        _keep(_matching(expanded), found)
+        if not found.files:
+            raise UsageError(
+                f"{path}: no file matches this pattern (working folder {Path.cwd()}){_told(found.left_out)}"
+            )
         return found
-    raise UsageError(f"{path}: no such file or folder (working folder {Path.cwd()})")
+    if expanded.is_symlink():
+        raise _dangling(expanded)
+    what = "is neither a file nor a folder" if expanded.exists() else "no such file or folder"
+    raise UsageError(f"{path}: {what} (working folder {Path.cwd()})")
+
+
+def _inside(folder: Path, above: tuple[tuple[int, int], ...], left_out: Counter[str]) -> Iterator[Path]:
+    """Everything in a folder but folders and what is hidden, links last. A link to a folder above ends there."""
+    here = _identity(folder)
+    if here in above:
+        return
+    try:
+        entries = sorted(folder.iterdir(), key=lambda entry: (entry.is_symlink(), entry))
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be read ({error.strerror})") from None
+    for entry in entries:
+        if entry.name.startswith("."):
+            left_out["hidden files or folders"] += 1
+        elif entry.is_dir():
+            yield from _inside(entry, (*above, here), left_out)
+        else:
+            yield entry
+
+
+def _matching(pattern: Path) -> Iterator[Path]:
+    """What a glob finds. With ** the folders are walked here, as the standard library's glob goes round in cycles."""
+    if "**" not in pattern.parts:
+        return map(Path, sorted(glob.glob(str(pattern))))  # noqa: PTH207
+    fixed = next(i for i, part in enumerate(pattern.parts) if glob.has_magic(part))
+    start = Path(*pattern.parts[:fixed])
+    inside = _inside(start, (), Counter()) if start.is_dir() else iter(())
+    return (path for path in inside if _matches(path.parts, pattern.parts))
+
+
+def _keep(every: Iterator[Path], found: Found, endings: Sequence[str] = ()) -> None:
+    """Move into `found` what is to be read."""
+    seen: set[tuple[int, int]] = set()
+    for path in every:
+        if path.is_symlink() and not path.exists():
+            raise _dangling(path)
+        if path.is_dir():
+            found.left_out[FOLDERS] += 1
+        elif not path.is_file():
+            found.left_out["neither files nor folders"] += 1
+        elif endings and ending(path) not in endings:
+            found.left_out[f"files ({path.suffix.lower() or 'without an ending'})"] += 1
+        elif not path.stat().st_size:
+            found.left_out["empty files"] += 1
+        elif (identity := _identity(path)) in seen:
+            found.left_out["files that another name leads to as well"] += 1
+        else:
+            seen.add(identity)
+            found.files.append(path)
+    found.files.sort()
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_dev, stat.st_ino
+
+
+def _dangling(link: Path) -> UsageError:
+    return UsageError(f"{link}: is a link to {link.readlink()}, which is not there; restore that or remove the link")
+
+
+def _told(left_out: Counter[str]) -> str:
+    return f"; left out: {', '.join(f'{n} {what}' for what, n in left_out.items())}" if left_out else ""
 
 
 def refuse_output_among(path: str, *outputs: str | Path) -> None:

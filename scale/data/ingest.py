@@ -14,7 +14,7 @@ import numpy as np
 from scale.config.data import RawSource
 from scale.data.columns import RawDocument
 from scale.data.documents import Manifest, Split
-from scale.data.sources import describe, documents, place_of
+from scale.data.sources import describe, documents, left_out, place_of
 from scale.data.splitting import below, hash_of, too_few
 from scale.data.store import Dtype, StoreWriter, choose_dtype
 from scale.data.tokenizer import Encoder, content_hash, vocabulary_size
@@ -50,7 +50,7 @@ def write_store(
     place = place_of(source)
     vocab_size = vocabulary_size(tokenizer) if tokenizer is not None else None
     description = describe(source)  # before reading: a file that changes meanwhile then gets another cache entry
-    dropped = Counter({DUPLICATE: 0, EMPTY: 0, NOTHING_LEARNED: 0})
+    dropped = Counter({DUPLICATE: 0, EMPTY: 0, NOTHING_LEARNED: 0, **left_out(source)})
     with closing(StoreWriter(folder, choose_dtype(dtype, vocab_size))) as writer:
         divider = Divider(held_out, writer)
         with _progress_bar(place, progress) as advance:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from scale.config.data import (
+    CsvSource,
+    FileSource,
     HuggingFaceSource,
     JsonlSource,
     ParquetSource,
@@ -19,8 +21,13 @@ from scale.config.data import (
     StdlibSource,
     TextSource,
 )
+from scale.data import delimited, jsonl, parquet
 from scale.data.columns import ColumnReader, RawDocument
-from scale.data.files import find_files, one_line, refuse_output_among
+from scale.data.delimited import CsvFile
+from scale.data.files import Found, find_files, look_for, one_line, refuse_output_among
+from scale.data.jsonl import object_lines, parse_object
+from scale.data.lines import paragraphs, text_lines, whole_file
+from scale.data.parquet import parquet_rows
 from scale.errors import UsageError
 
 _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
@@ -51,7 +58,7 @@ def documents(source: RawSource) -> Iterator[RawDocument]:
 
 def _documents(source: RawSource) -> Iterator[RawDocument]:
     if isinstance(source, StdlibSource):
-        return (_whole_file(path) for path in stdlib_files())
+        return (whole_file(path) for path in stdlib_files())
     if isinstance(source, TextSource):
         return _text_documents(source)
     reader = ColumnReader(source.columns, place_of(source))
@@ -59,14 +66,19 @@ def _documents(source: RawSource) -> Iterator[RawDocument]:
 
 
 def rows(
-    source: JsonlSource | ParquetSource | HuggingFaceSource, reader: ColumnReader | None = None
+    source: JsonlSource | CsvSource | ParquetSource | HuggingFaceSource, reader: ColumnReader | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, row) of a source with columns: those that `reader` needs where a schema is known, or all."""
-    if isinstance(source, JsonlSource):
-        return jsonl_rows(source.path)
-    if isinstance(source, ParquetSource):
-        return parquet_rows(source.path, reader)
-    return _hugging_face_rows(source, reader)
+    if isinstance(source, HuggingFaceSource):
+        yield from _hugging_face_rows(source, reader)
+        return
+    for path in files_of(source):
+        if isinstance(source, JsonlSource):
+            yield from _jsonl_rows(path)
+        elif isinstance(source, CsvSource):
+            yield from _csv_rows(path, source.delimiter, reader)
+        else:
+            yield from parquet_rows(path, reader)
 
 
 def stdlib_files() -> list[Path]:
@@ -81,108 +93,23 @@ def stdlib_files() -> list[Path]:
 def _text_documents(source: TextSource) -> Iterator[RawDocument]:
     for path in find_files(source.path):
         if source.split == "file":
-            yield _whole_file(path)
+            yield whole_file(path)
         elif source.split == "line":
             yield from (RawDocument(where, text=line) for where, line in text_lines(path) if line.strip())
         else:
-            yield from _paragraphs(path)
+            yield from paragraphs(path)
 
 
-def _whole_file(path: Path) -> RawDocument:
-    return RawDocument(str(path), text="".join(_lines(path, keep_ends=True)))
+def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    return ((where, parse_object(raw, where)) for where, raw in object_lines(path))
 
 
-def _lines(path: Path, keep_ends: bool) -> Iterator[str]:
-    return (line if keep_ends else line.rstrip("\r\n") for _, line in _numbered(path))
-
-
-def text_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """("path:line", line without its end) of a UTF-8 text file."""
-    return ((f"{path}:{n}", line.rstrip("\r\n")) for n, line in _numbered(path))
-
-
-def _paragraphs(path: Path) -> Iterator[RawDocument]:
-    """Runs of lines between blank lines."""
-    where, lines = "", list[str]()
-    for here, line in text_lines(path):
-        if line.strip():
-            where = where if lines else here
-            lines.append(line)
-        elif lines:
-            yield RawDocument(where, text="\n".join(lines))
-            lines = []
-    if lines:
-        yield RawDocument(where, text="\n".join(lines))
-
-
-def _numbered(path: Path) -> Iterator[tuple[int, str]]:
-    for n, raw in byte_lines(path):
-        yield n, decode(raw, f"{path}:{n}")
-
-
-def byte_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(line number from 1, line with its end); a byte order mark is skipped."""
-    try:
-        with path.open("rb") as file:
-            for n, raw in enumerate(file, start=1):
-                yield n, raw.removeprefix(b"\xef\xbb\xbf") if n == 1 else raw
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def decode(raw: bytes, where: str) -> str:
-    """UTF-8 text without NUL bytes, or UsageError."""
-    if b"\0" in raw:
-        raise UsageError(f"{where}: binary data (a NUL byte at byte {raw.index(0)} of the line), expected UTF-8 text")
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{where}: not UTF-8: byte 0x{raw[error.start]:02x} at byte {error.start} of the line; convert the file to UTF-8"
-        ) from None
-
-
-def jsonl_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("path:line", object) of every line that is not blank."""
-    for file in find_files(path, ".jsonl"):
-        for n, raw in byte_lines(file):
-            if raw.strip():
-                yield f"{file}:{n}", parse_object(raw, f"{file}:{n}")
-
-
-def parse_object(raw: bytes, where: str) -> dict[str, Any]:
-    """One line of JSONL, or UsageError."""
-    text = decode(raw, where).strip()
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        cut = error.pos >= len(text) or error.msg.startswith("Unterminated")
-        what = "the JSON object is cut off" if cut else f"not JSON: {error.msg} at column {error.colno}"
-        raise UsageError(f"{where}: {what}: {text[:60]!r}") from None
-    except (RecursionError, ValueError) as error:
-        raise UsageError(f"{where}: not readable JSON: {one_line(error)}") from None
-    if not isinstance(value, dict):
-        raise UsageError(f"{where}: expected a JSON object {{...}}, found {text[:40]!r}")
-    return value
-
-
-def parquet_rows(path: str, reader: ColumnReader | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("path: row N", row) with the columns that `reader` needs, or all; read batch by batch."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    for file in find_files(path, ".parquet"):
-        try:
-            with pq.ParquetFile(file) as table:
-                if reader is not None:
-                    reader.check(table.schema_arrow.names, str(file))
-                n = 0
-                for batch in table.iter_batches(batch_size=1024, columns=reader.needed if reader else None):
-                    for row in batch.to_pylist():
-                        yield f"{file}: row {n}", row
-                        n += 1
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{file}: not a readable Parquet file ({one_line(error)})") from None
+def _csv_rows(path: Path, delimiter: str | None, reader: ColumnReader | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    table = CsvFile(path, delimiter)
+    if reader is not None and table.header:
+        reader.check(table.header, str(path))
+    for where, fields in table.records():
+        yield where, table.row(fields, where)
 
 
 def _hugging_face_rows(source: HuggingFaceSource, reader: ColumnReader | None) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -219,7 +146,7 @@ def _load_hugging_face(source: HuggingFaceSource) -> Any:
 def describe(source: RawSource) -> dict[str, Any]:
     """What decides the content of a source: its options, and the names, sizes and times of its files."""
     options = source.model_dump(mode="json", exclude={"name", "weight"})
-    files = _files_of(source)
+    files = files_of(source)
     if not files:
         return options
     stats = [(str(p.resolve()), p.stat()) for p in files]
@@ -231,10 +158,22 @@ def describe(source: RawSource) -> dict[str, Any]:
     }
 
 
-def _files_of(source: RawSource) -> list[Path]:
-    if isinstance(source, StdlibSource):
-        return stdlib_files()
+ENDINGS: dict[str, tuple[str, ...]] = {"jsonl": jsonl.ENDINGS, "csv": delimited.ENDINGS, "parquet": parquet.ENDINGS}
+"""What is read of a folder; of text, everything."""
+
+
+def files_of(source: RawSource) -> list[Path]:
+    """The files that a source reads, sorted; none for a dataset of the hub."""
+    return stdlib_files() if isinstance(source, StdlibSource) else _found(source).files
+
+
+def left_out(source: RawSource) -> dict[str, int]:
+    """How many files there are of each kind that a folder or glob holds and the source does not read."""
+    return {} if isinstance(source, StdlibSource) else dict(_found(source).left_out)
+
+
+def _found(source: FileSource | HuggingFaceSource) -> Found:
     if isinstance(source, HuggingFaceSource):
         local = Path(source.path).expanduser()
-        return find_files(source.path) if local.is_dir() else []
-    return find_files(source.path, {"text": "", "jsonl": ".jsonl", "parquet": ".parquet"}[source.kind])
+        return Found(find_files(source.path)) if local.is_dir() else Found()
+    return look_for(source.path, *ENDINGS.get(source.kind, ()))

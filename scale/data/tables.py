@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from scale.config.data import (
     Columns,
+    CsvSource,
     HuggingFaceSource,
     JsonlSource,
     PackedSource,
@@ -23,23 +24,35 @@ from scale.config.data import (
     TokensSource,
 )
 from scale.data.columns import ColumnReader
+from scale.data.compressed import ending
+from scale.data.delimited import CsvFile
 from scale.data.documents import MANIFEST
 from scale.data.files import find_files
-from scale.data.sources import byte_lines, documents, parquet_rows, parse_object, place_of, rows
+from scale.data.jsonl import object_lines, parse_object
+from scale.data.parquet import parquet_rows
+from scale.data.sources import documents, files_of, place_of, rows
 from scale.errors import UsageError
 
-_ENDINGS = {".jsonl": "jsonl", ".parquet": "parquet", ".npy": "packed", ".txt": "text", ".md": "text", ".py": "text"}
+_KINDS = {
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), "jsonl"),
+    **dict.fromkeys((".csv", ".tsv"), "csv"),
+    **dict.fromkeys((".txt", ".md", ".py"), "text"),
+    ".parquet": "parquet",
+    ".npy": "packed",
+}
 _SOURCE: TypeAdapter[Source] = TypeAdapter(Source)
 
 
 @dataclass
 class Row:
-    """One row: its values, or why it cannot be read. `raw` is the line of a JSONL file."""
+    """One row: its values, or why it cannot be read. `raw` is the line of a JSONL file. `last`: nor can what follows in
+    its file."""
 
     where: str
     values: dict[str, Any] | None
     problem: str | None = None
     raw: bytes | None = None
+    last: bool = False
 
 
 def source_from(argument: str, kind: str | None = None, **options: Any) -> Source:
@@ -66,8 +79,8 @@ def _kind_of(path: str) -> str:
         return "tokens"
     if any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
         return "huggingface"
-    endings = {p.suffix for p in find_files(path)}
-    kinds = {_ENDINGS.get(ending) for ending in endings}
+    endings = {ending(p) for p in find_files(path)}
+    kinds = {_KINDS.get(name) for name in endings}
     kind = kinds.pop() if len(kinds) == 1 else None
     if kind is None:
         raise UsageError(f"{path}: cannot tell what it is from the endings {', '.join(sorted(endings))!r}; give --kind")
@@ -82,41 +95,44 @@ def raw_source(source: Source, tool: str) -> RawSource:
 
 
 def read_rows(source: RawSource) -> Iterator[Row]:
-    """Every row. A broken line of JSONL is one row with a problem; any other broken file ends there with one."""
-    if isinstance(source, JsonlSource):
-        for path in find_files(source.path, ".jsonl"):
-            yield from _jsonl(path)
-    elif isinstance(source, ParquetSource):
-        for path in find_files(source.path, ".parquet"):
-            yield from _guarded(str(path), parquet_rows(str(path)))
-    elif isinstance(source, TextSource):
-        for path in find_files(source.path):
-            one = TextSource(kind="text", path=str(path), split=source.split)
-            yield from _guarded(str(path), ((d.where, {"text": d.text}) for d in documents(one)))
-    elif isinstance(source, HuggingFaceSource):
+    """Every row. A broken line of JSONL or CSV is one row with a problem; any other broken file ends there with one."""
+    if isinstance(source, HuggingFaceSource):
         yield from (Row(where, values) for where, values in rows(source))
-    else:
-        assert isinstance(source, StdlibSource)
+    elif isinstance(source, StdlibSource):
         yield from (Row(d.where, {"text": d.text}) for d in documents(source))
+    else:
+        for path in files_of(source):
+            yield from _guarded(str(path), _rows_of(path, source))
 
 
-def _jsonl(path: Path) -> Iterator[Row]:
-    for n, raw in byte_lines(path):
-        where = f"{path}:{n}"
-        if not raw.strip():
-            continue
-        try:
-            yield Row(where, parse_object(raw, where), raw=raw.rstrip(b"\r\n"))
-        except UsageError as error:
-            yield Row(where, None, problem=str(error))
+def _rows_of(path: Path, source: TextSource | JsonlSource | CsvSource | ParquetSource) -> Iterator[Row]:
+    if isinstance(source, JsonlSource):
+        for where, raw in object_lines(path):
+            yield _row(where, partial(parse_object, raw, where), raw.rstrip(b"\r\n"))
+    elif isinstance(source, CsvSource):
+        table = CsvFile(path, source.delimiter)
+        for where, fields in table.records():
+            yield _row(where, partial(table.row, fields, where))
+    elif isinstance(source, ParquetSource):
+        yield from (Row(where, values) for where, values in parquet_rows(path))
+    else:
+        one = source.model_copy(update={"path": str(path)})
+        yield from (Row(d.where, {"text": d.text}) for d in documents(one))
 
 
-def _guarded(place: str, read: Iterator[tuple[str, dict[str, Any]]]) -> Iterator[Row]:
+def _row(where: str, read: Callable[[], dict[str, Any]], raw: bytes | None = None) -> Row:
     try:
-        for where, values in read:
-            yield Row(where, values)
+        return Row(where, read(), raw=raw)
     except UsageError as error:
-        yield Row(place, None, problem=str(error))
+        return Row(where, None, problem=str(error))
+
+
+def _guarded(place: str, every: Iterator[Row]) -> Iterator[Row]:
+    """The rows of a file; where it cannot be read on, a last one that says so."""
+    try:
+        yield from every
+    except UsageError as error:
+        yield Row(place, None, problem=str(error), last=True)
 
 
 def reader_for(source: RawSource, first: Mapping[str, Any]) -> ColumnReader:
@@ -142,15 +158,3 @@ def guess_columns(row: Mapping[str, Any], place: str) -> Columns:
 def lacks_answer(values: Mapping[str, Any]) -> bool:
     """Is this a question-answer row with a blank side?"""
     return any(isinstance(values.get(name), str) and not values[name].strip() for name in ("prompt", "completion"))
-
-
-def normalised(value: Any) -> Any:
-    """NFC, line ends as \\n, no other control characters than tab and newline; inside lists and objects too."""
-    if isinstance(value, str):
-        text = unicodedata.normalize("NFC", value.replace("\r\n", "\n").replace("\r", "\n"))
-        return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
-    if isinstance(value, list):
-        return [normalised(v) for v in value]
-    if isinstance(value, dict):
-        return {k: normalised(v) for k, v in value.items()}
-    return value

@@ -17,7 +17,7 @@ from scale.data.clean import Cleaned, Divided, clean, split
 from scale.data.columns import ColumnReader, RawDocument
 from scale.data.documents import Documents, PackedRows, TokenStore, read_manifest
 from scale.data.prepare import TOKENIZER_FOLDER
-from scale.data.sources import place_of
+from scale.data.sources import left_out, place_of
 from scale.data.store import sha256_of
 from scale.data.tables import lacks_answer, read_rows, reader_for, source_from
 from scale.errors import UsageError
@@ -38,6 +38,8 @@ class Validated:
     kind: str
     counts: dict[str, int]
     problems: list[str] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Files that were not read."""
 
     @property
     def ok(self) -> bool:
@@ -99,7 +101,7 @@ class _RowChecks:
                     self._problems.append(str(error))
         if not self._counts["rows"]:
             self._problems.append(f"{place_of(self._source)}: holds no rows (the data is empty)")
-        return Validated(self._source.kind, dict(self._counts), self._problems)
+        return Validated(self._source.kind, dict(self._counts), self._problems, left_out(self._source))
 
     def _check(self, values: dict[str, Any], document: RawDocument, where: str) -> None:
         mask = b"" if document.learned is None else document.learned.tobytes()
@@ -140,6 +142,8 @@ class Inspected:
     quantiles: dict[str, int]
     fields: dict[str, dict[str, int]]
     samples: list[str]
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Files that were not read."""
 
 
 def inspect(source: Source, tokenizer: str | None = None, samples: int = 3) -> Inspected:
@@ -209,7 +213,8 @@ def _inspect_rows(source: RawSource, tokenizer: str | None, samples: int) -> Ins
     in_tokens = encode is not None or (reader is not None and reader.columns.text is None)
     unit = "tokens" if in_tokens else "characters"
     facts = {"rows": len(lengths) + broken, "unreadable rows": broken, unit: sum(lengths)}
-    return Inspected(source.kind, facts, unit, *_lengths(lengths), {k: dict(v) for k, v in fields.items()}, shown)
+    columns = {name: dict(types) for name, types in fields.items()}
+    return Inspected(source.kind, facts, unit, *_lengths(lengths), columns, shown, left_out(source))
 
 
 def _lengths(lengths: Iterable[int]) -> tuple[list[tuple[int, int, int]], dict[str, int]]:

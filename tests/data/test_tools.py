@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from scale.cli.data import add_commands
 from scale.data import sources, tokenizer
+from scale.data.normalise import normalised
 from scale.data.prepare import tokenize
-from scale.data.tables import normalised
 from scale.data.tools import clean, inspect, source_from, split, validate
 from scale.errors import MissingExtra, UsageError
 
@@ -140,6 +140,80 @@ def test_near_without_datasketch_names_the_extra(tmp_path, monkeypatch):
         clean(source_from(path), tmp_path / "x.jsonl", near=0.8)
 
 
+CONTROLS = [chr(c) for c in (*range(32), *range(127, 160))] + list("\u2028\u2029\ufeff")
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.text("aé1中", min_size=1), min_size=1),
+    st.lists(st.text(st.sampled_from(CONTROLS), min_size=1, max_size=4), min_size=1),
+)
+def test_words_are_never_glued(words, between):
+    """Whatever control characters stand between two words, white space or a space is left."""
+    text = words[0] + "".join(between[i % len(between)] + word for i, word in enumerate(words[1:]))
+    changes = Counter()
+    once = normalised(text, changes)
+    assert once.split() == words
+    assert not changes if once == text else changes.total()
+
+
+def test_changes_are_counted_by_kind(tmp_path):
+    texts = [
+        "one\fTwo\vthree\x85four\u2028five",
+        "a\r\nb\rc",
+        "a\x00b \x07c\x1fd",
+        "\ufeffso\u00adft\ufeffer",
+        "e\u0301",
+        "fine",
+    ]
+    path = jsonl(tmp_path / "a.jsonl", *({"text": t} for t in texts), {"text": "x", "m": {"deep": ["y\fz"]}})
+    result = clean(source_from(path), tmp_path / "out.jsonl")
+    got = [row["text"] for row in lines_of(tmp_path / "out.jsonl")]
+    assert got == ["one\nTwo\nthree\nfour\nfive", "a\nb\nc", "a b c d", "soft er", "é", "fine", "x"]
+    assert result.changes == {
+        "page and other breaks (to \\n)": 5,
+        "line ends (\\r\\n, \\r)": 2,
+        "control characters": 2,
+        "separators (to a space)": 1,
+        "byte order marks": 2,
+        "soft hyphens": 1,
+        "texts with characters to compose (NFC)": 1,
+    }
+    assert (result.read, result.kept, result.changed) == (7, 7, 6)
+
+
+def lines_of(path):
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.one_of(st.text(), st.integers(), st.none(), st.lists(st.text())), min_size=1), st.integers(0, 5))
+def test_no_row_vanishes_while_cleaning(tmp_path_factory, values, least):
+    folder = tmp_path_factory.mktemp("clean")
+    rows = [{"text": value} for value in values] + [{"text": "a row that is surely good"}]
+    path = folder / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = clean(source_from(str(path)), folder / "out.jsonl", min_chars=least)
+    assert result.read == len(rows) == result.kept + result.dropped.total()
+    assert len(lines_of(folder / "out.jsonl")) == result.kept
+
+
+def test_values_that_json_does_not_hold(tmp_path):
+    table = pa.table({"text": ["a"], "when": pa.array([0], pa.date32())})
+    pq.write_table(table, tmp_path / "a.parquet")
+    result = clean(source_from(str(tmp_path / "a.parquet")), tmp_path / "out.jsonl")
+    assert lines(tmp_path / "out.jsonl") == [{"text": "a", "when": "1970-01-01"}]
+    assert result.changes == {"values of type date (to text)": 1}
+    pq.write_table(pa.table({"text": ["a", "b"], "raw": [b"\xff", b"\xfe"]}), tmp_path / "b.parquet")
+    with pytest.raises(UsageError, match=r"b\.parquet: row 0: holds bytes .*which JSON cannot hold"):
+        split(source_from(str(tmp_path / "b.parquet")), tmp_path / "s")
+    path = tmp_path / "c.jsonl"
+    path.write_text('{"text": "a"}\n{"text": "b", "x": "\\ud800"}\n{"text": "c", "\\udfff": 1}\n')
+    result = clean(source_from(str(path)), tmp_path / "out.jsonl")
+    assert result.kept == 1 and result.dropped == {"unreadable": 2}
+    assert "c.jsonl:2: text holds \\ud800, half of a surrogate pair" in result.examples["unreadable"][0]
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.text())
 def test_normalising_twice_changes_nothing_more(text):
@@ -239,13 +313,13 @@ def test_inspect_stores_and_tokens(tmp_path):
 
 
 def test_source_arguments(tmp_path):
-    (tmp_path / "a.csv").write_text("x")
+    (tmp_path / "a.doc").write_text("x")
     assert source_from("python-stdlib").kind == "python-stdlib"
     hub = source_from("hf:org/name", split="test", streaming=True, max_documents=3)
     assert (hub.kind, hub.path, hub.split, hub.max_documents) == ("huggingface", "org/name", "test", 3)
-    assert source_from(str(tmp_path / "a.csv"), kind="text", split="line").split == "line"
+    assert source_from(str(tmp_path / "a.doc"), kind="text", split="line").split == "line"
     for arguments, message in [
-        ((str(tmp_path / "a.csv"),), r"cannot tell what it is from the endings '\.csv'; give --kind"),
+        ((str(tmp_path / "a.doc"),), r"cannot tell what it is from the endings '\.doc'; give --kind"),
         ((str(tmp_path / "none.jsonl"),), "no such file or folder"),
     ]:
         with pytest.raises(UsageError, match=message):
