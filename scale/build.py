@@ -43,7 +43,7 @@ from scale.data.selection import Selector
 from scale.data.source import PackedSource
 from scale.errors import UsageError
 from scale.evaluate.held_out import HeldOut
-from scale.facts import gather_facts
+from scale.facts import gather_facts, shown_passes
 from scale.hardware import Choice, Hardware, detect
 from scale.models.adapters import add_adapter
 from scale.models.build import build_model, set_recompute
@@ -145,6 +145,7 @@ def build_trainer(
     choices = _choices(config, ranks, hardware, model, attention, strategy_choice, kernels)
     shape = BatchShape(config.rows_per_step, int(choices.micro_rows.value), ranks.world_size)
     planner = make_planner(config, prepared, steps=1)
+    weights = mix(config, prepared)
     fill = planner.fill()
     positions = sum(order.positions for order in planner.orders)
     steps = total_steps(config, positions, fill)
@@ -182,7 +183,7 @@ def build_trainer(
         monitors=monitors,
         layer_gradients=config.monitor.layer_gradients,
         profile=config.profile,
-        facts=gather_facts(config, hardware, choices, prepared, model, shape, steps, fill, flops),
+        facts=gather_facts(config, hardware, choices, prepared, model, shape, steps, fill, flops, weights),
         flops_per_token=lambda seq_len: flops(seq_len or config.data.seq_len),
         peak_flops=float(choices.peak_flops.value) * ranks.world_size,
         config_text=to_yaml(config),
@@ -192,6 +193,13 @@ def build_trainer(
         timeout=config.compute.timeout,
         around=around or make_predictor(config),
     )
+    if config.train.epochs is not None and len(weights) > 1 and not config.mixed_by_size:
+        seen = shown_passes(config, prepared, weights, steps, fill)
+        trainer.recorder.event(
+            "epochs",
+            f"train.epochs = {config.train.epochs:g}: the tokens of all sources are shared by weight, passes are: {seen} "
+            "(without any weight each source is seen as often)",
+        )
     if selector is not None and chosen.probe:
         reader = RowReader(prepared.train)
         selector.probe = ForwardProbe(trainer.root, strategy, reader, config.data.seq_len, shape.micro_rows)
@@ -225,12 +233,17 @@ def make_model(config: PretrainRun, prepared: Prepared, attention: str, lazy: bo
     return Model(module, weights, hf_config)
 
 
+def mix(config: PretrainRun, prepared: Prepared) -> list[float]:
+    """Weights of the sources: the given ones, or their sizes."""
+    return [float(n) for n in prepared.positions()] if config.mixed_by_size else prepared.weights
+
+
 def make_planner(config: PretrainRun, prepared: Prepared, steps: int) -> Planner:
     """Which documents go into which step of a run of this length."""
     data = config.data
     return Planner(
         [documents.lengths for documents in prepared.train],
-        prepared.weights,
+        mix(config, prepared),
         config.tokens_per_step,
         seq_len_schedule(data, steps),
         data.seq_len,
@@ -284,7 +297,7 @@ def make_judge(
         strategy,
         prepared.valid,
         prepared.names,
-        prepared.weights,
+        mix(config, prepared),
         config.eval.tokens,
         config.data.seq_len,
         shape.micro_rows,

@@ -30,8 +30,9 @@ class Columns(Strict):
 class _Source(Strict):
     name: Name | None = None
     """Name in logs and metrics; default: kind and position."""
-    weight: Positive = 1.0
-    """Share of the training tokens, relative to the other sources."""
+    weight: Positive | None = None
+    """Share of the training tokens, relative to the other sources; default: 1. With `train.epochs` and no weight at any
+    source, the size of the source, so that each is seen as often."""
 
 
 class StdlibSource(_Source):

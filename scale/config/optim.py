@@ -86,7 +86,8 @@ class TrainConfig(Strict):
     tokens: Count | None = None
     """Tokens to train on; the last step is a whole one."""
     epochs: Positive | None = None
-    """Passes over the training part of all sources."""
+    """Passes over the training part of all sources, of each where none has a weight. With weights the tokens of so many
+    passes over all of them together are shared by weight, and the facts of the run say how often each is seen."""
     spike: SpikeConfig = SpikeConfig()
 
     @model_validator(mode="after")

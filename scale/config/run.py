@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, field_validator, model_validator
 
@@ -192,6 +192,21 @@ class PretrainRun(Strict):
     monitor: MonitorConfig = MonitorConfig()
     profile: ProfileConfig | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _weights(cls, content: Any) -> Any:
+        """A source without a weight counts 1, unless sizes take the place of weights."""
+        data, train = (content.get(k) for k in ("data", "train")) if isinstance(content, dict) else (None, None)
+        sources = data.get("sources") if isinstance(data, dict) else None
+        if not isinstance(sources, list) or not all(isinstance(source, dict) for source in sources):
+            return content
+        weighted = any(source.get("weight") is not None for source in sources)
+        epochs = isinstance(train, dict) and train.get("epochs") is not None
+        if epochs and len(sources) > 1 and not weighted:
+            return content
+        filled = [source if source.get("weight") is not None else {**source, "weight": 1.0} for source in sources]
+        return content | {"data": data | {"sources": filled}}
+
     @model_validator(mode="after")
     def _check(self) -> PretrainRun:
         tokens, seq_len = self.batch.tokens, self.data.seq_len
@@ -226,6 +241,11 @@ class PretrainRun(Strict):
                     "(remove one of them)"
                 )
         return self
+
+    @property
+    def mixed_by_size(self) -> bool:
+        """Are the sizes of the sources their weights? So an epoch is one pass over each of them."""
+        return self.train.epochs is not None and all(source.weight is None for source in self.data.sources)
 
     @property
     def rows_per_step(self) -> int:

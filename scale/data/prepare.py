@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from rich.console import Console
 
 from scale.config.data import DataConfig, PackedSource, RawSource, Source, TokensSource
@@ -39,6 +40,16 @@ class Prepared:
     tokenizer: PreTrainedTokenizerFast | None
     """None if every source is ids without a tokenizer."""
 
+    def positions(self) -> list[int]:
+        """Tokens of each source that can be learned: all but the first of each document."""
+        return [int(np.maximum(documents.lengths - 1, 0).sum()) for documents in self.train]
+
+    def left_out(self) -> dict[str, dict[str, int]]:
+        """What was dropped from each tokenised source, and which of its files were not read, with counts above 0."""
+        stores = {n: t for n, t in zip(self.names, self.train, strict=True) if isinstance(t, TokenStore)}
+        counts = {name: {why: n for why, n in t.manifest.dropped.items() if n} for name, t in stores.items()}
+        return {name: found for name, found in counts.items() if found}
+
     def fingerprint(self) -> str:
         """Hex digest of what a run learns from and is judged by: the sources in order, their content, the tokenizer.
 
@@ -60,7 +71,8 @@ def prepare(config: DataConfig, progress: bool = True) -> Prepared:
         if not (train.lengths > 1).any():
             raise UsageError(f"data.sources: {name}: no document to train on has two tokens, so none can be predicted")
     trains, valids = [t for t, _ in pairs], [v for _, v in pairs]
-    return Prepared(names, [s.weight for s in config.sources], trains, valids, tokenizer)
+    weights = [1.0 if s.weight is None else s.weight for s in config.sources]
+    return Prepared(names, weights, trains, valids, tokenizer)
 
 
 def is_prepared(config: DataConfig) -> bool:

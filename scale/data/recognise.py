@@ -41,6 +41,8 @@ _ENCODINGS = [  # longer marks first
     (codecs.BOM_UTF16_BE, "UTF-16"),
 ]
 _FEW, _MANY = 0.05, 0.3
+_ENOUGH = 16
+"""Bytes from which on the places of zeros say something."""
 
 
 def foreign(head: bytes) -> str | None:
@@ -72,7 +74,7 @@ def _other_unicode(head: bytes) -> str | None:
         if head.startswith(mark):
             return name
     whole = head[: len(head) // 4 * 4]
-    if not whole:
+    if len(whole) < _ENOUGH:
         return None
     a, b, c, d = (whole[i::4].count(0) * 4 / len(whole) for i in range(4))
     if min(c, d) > 1 - _FEW and a < _FEW:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from scale.build import make_planner
+from scale.build import make_planner, mix
 from scale.config import PretrainRun
 from scale.data import tokenizer as tokenizers
 from scale.data.prepare import is_prepared, prepare
 from scale.errors import UsageError
+from scale.facts import shown_passes
 from scale.models.presets import PRESETS
 from scale.train.facts import total_steps
 
@@ -32,21 +33,23 @@ def vocabulary(config: PretrainRun) -> int | None:
     return max(largest, len(prepared.tokenizer) if prepared.tokenizer is not None else 0)
 
 
-def length(config: PretrainRun) -> tuple[int, float]:
-    """Optimizer steps of the run, and the share of a row that is not padding: 1 where the data are not looked at.
+def length(config: PretrainRun) -> tuple[int, float, str]:
+    """Optimizer steps of the run, the share of a row that is not padding (1 where the data are not looked at), and how often
+    each source is seen ("" then).
 
     Raises UsageError for epochs over data that were never tokenised.
     """
     if config.train.epochs is None:
-        return total_steps(config, 0, fill=1.0), 1.0
+        return total_steps(config, 0, fill=1.0), 1.0, ""
     if not _is_prepared(config):
         raise UsageError(
             f"train.epochs = {config.train.epochs:g}: the data are not tokenised yet, so the size of an epoch is unknown "
             "(give train.tokens=... train.epochs=null, or run scale data tokenize first)"
         )
-    planner = make_planner(config, prepare(config.data, progress=False), steps=1)
-    fill = planner.fill()
-    return total_steps(config, sum(order.positions for order in planner.orders), fill), fill
+    prepared = prepare(config.data, progress=False)
+    fill = make_planner(config, prepared, steps=1).fill()
+    steps = total_steps(config, sum(prepared.positions()), fill)
+    return steps, fill, shown_passes(config, prepared, mix(config, prepared), steps, fill)
 
 
 def _is_prepared(config: PretrainRun) -> bool:

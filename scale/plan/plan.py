@@ -44,6 +44,8 @@ class Plan:
     flops: float
     flops_per_token: float
     mfu: float
+    passes: str = ""
+    """How often each source is seen, where the data were looked at."""
 
     @property
     def usable(self) -> int:
@@ -96,6 +98,7 @@ class Plan:
                 "steps": self.steps,
                 "tokens": round(self.steps * config.tokens_per_step * self.fill),
                 "fill": self.fill,
+                "passes": self.passes,
                 "flops_per_token": self.flops_per_token,
                 "flops": self.flops,
                 "mfu": self.mfu,
@@ -110,7 +113,7 @@ def make_plan(
     config: PretrainRun, gpus: int, hardware: Hardware, mfu: float = 0.4, say: Say = lambda text: None
 ) -> Plan:
     """Settle, trace, count. Raises UsageError for what cannot run on these cards; `say` hears what takes its time."""
-    steps, fill = length(config)
+    steps, fill, passes = length(config)
     settled = settle(config, gpus, hardware)
     size = model_size(settled.model.module)
     active = active_parameters(settled.model.module, settled.model.config, size.total)
@@ -125,6 +128,7 @@ def make_plan(
         flops=total_flops(config, steps, fill, flops),
         flops_per_token=flops(config.data.seq_len),
         mfu=mfu,
+        passes=passes,
     )
 
 

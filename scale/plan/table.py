@@ -44,6 +44,7 @@ def _facts(plan: Plan) -> Mapping[str, Any]:
         "tokens per step": f"{config.tokens_per_step:,} ({config.rows_per_step} rows of {config.data.seq_len})",
         "micro-batch": f"{settled.micro_rows} row(s) x {settled.accumulation} accumulated x {settled.gpus} GPU(s)",
         "length": f"{plan.steps:,} steps, {tokens} tokens ({filled})",
+        **({"passes over the sources": plan.passes} if plan.passes else {}),
         "FLOPs": f"{plan.flops:.3g} ({plan.flops_per_token:.3g} a token)",
         "time": f"{duration(plan.days)}, {plan.gpu_hours:,.0f} GPU-hours, at {plan.mfu:.0%} of "
         f"{plan.peak_flops / 1e12:,.0f} TFLOP/s ({choices.peak_flops.reason})",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,11 @@ def total_steps(config: PretrainRun, train_tokens: int, fill: float) -> int:
         return train.steps
     tokens = train.tokens if train.tokens is not None else (train.epochs or 0) * train_tokens
     return max(1, math.ceil(tokens / (config.tokens_per_step * fill)))
+
+
+def passes(tokens: float, weights: Sequence[float], positions: Sequence[int]) -> list[float]:
+    """How often a run of so many tokens (padding not counted) goes through each source of so many positions."""
+    return [tokens * weight / sum(weights) / size for weight, size in zip(weights, positions, strict=True)]
 
 
 def total_flops(config: PretrainRun, steps: int, fill: float, flops_per_token: Callable[[int], float]) -> float:
