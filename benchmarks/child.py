@@ -17,7 +17,7 @@ def run_child(command: list[str], seconds: float) -> str | None:
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
+        encoding="utf-8",
         errors="replace",
         start_new_session=True,
         preexec_fn=partial(die_with, os.getpid()),  # or it would keep the GPU

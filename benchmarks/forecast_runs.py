@@ -117,4 +117,4 @@ def train(recipe: Recipe, work: Path) -> Path:
 
 
 def _finished(run_state: Path) -> bool:
-    return run_state.is_file() and json.loads(run_state.read_text())["status"] == "completed"
+    return run_state.is_file() and json.loads(run_state.read_text(encoding="utf-8"))["status"] == "completed"

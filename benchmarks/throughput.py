@@ -169,7 +169,7 @@ def in_a_process_of_its_own(cell: Cell, settings: Settings, seconds: float) -> O
         problem = run_child([sys.executable, str(Path(__file__).resolve()), "--cell", asked, str(path)], seconds)
         if problem is not None:
             return {"status": problem}
-        outcome: Outcome = json.loads(path.read_text())
+        outcome: Outcome = json.loads(path.read_text(encoding="utf-8"))
         return outcome
 
 
@@ -197,7 +197,7 @@ def main(arguments: list[str] | None = None, run: Run = in_a_process_of_its_own,
     end = (time.monotonic() if began is None else began) + args.budget
     if args.cell:
         asked, path = json.loads(args.cell[0]), Path(args.cell[1])
-        path.write_text(json.dumps(measure(Cell(**asked["cell"]), Settings(**asked["settings"]))))
+        path.write_text(json.dumps(measure(Cell(**asked["cell"]), Settings(**asked["settings"]))), encoding="utf-8")
         return 0
     settings = settings_of(args)
     if settings.device == "cuda" and not torch.cuda.is_available():

@@ -198,7 +198,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold `folder`/.lock against other processes; waits for whoever holds it. A killed holder frees it."""
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".lock").open("a") as file:
+        with (folder / ".lock").open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from scale.cli.characters import as_utf8
 from scale.errors import EXIT_FAILED, EXIT_OK, UsageError
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def _source(args: argparse.Namespace) -> Source:
 
     columns = {k: getattr(args, k) for k in ("text", "input_ids", "labels") if getattr(args, k) is not None}
     if "text" in columns:
-        columns["text"] = columns["text"].replace("\\n", "\n")  # a shell passes the two characters
+        columns["text"] = as_utf8(columns["text"]).replace("\\n", "\n")  # a shell passes the two characters
     options = {k: getattr(args, k) for k in ("split", "delimiter", "config", "streaming", "max_documents")}
     return source_from(args.source, args.kind, columns=columns or None, **options)
 

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from scale import __version__
 from scale.cli import data, forecast, model, plan, train
+from scale.cli.characters import cannot_encode, print_everything
 from scale.cli.launched import end_rank, error_line, prints_errors
 from scale.cli.quiet import quiet_libraries
 from scale.cluster.lifeline import die_with_launcher
@@ -54,6 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point. Returns the exit code."""
+    print_everything()
     die_with_launcher()
     quiet_libraries()
     # GNU OpenMP lets waiting threads spin for long: two runs on the same cores then starve each other
@@ -78,6 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("scale: interrupted", file=sys.stderr)
         return 130
+    except UnicodeEncodeError as error:
+        print(f"scale: error: {cannot_encode(error)}", file=sys.stderr)
+        return EXIT_FAILED
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         print(f"scale: error: {place}{' '.join((error.strerror or str(error)).split())}", file=sys.stderr)

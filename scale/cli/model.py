@@ -10,6 +10,7 @@ import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scale.cli.characters import as_utf8
 from scale.errors import EXIT_OK, UsageError
 
 if TYPE_CHECKING:
@@ -76,9 +77,8 @@ def _generate(args: argparse.Namespace) -> int:
     model, tokenizer = load_model(args.model, args.step, args.best)
     if tokenizer is None:
         raise UsageError(f"{args.model}: has no tokenizer (it was trained on bare token ids)")
-    made = continuations(
-        model, tokenizer, args.prompt or [""], args.max_new_tokens, args.temperature, args.top_k, args.seed
-    )
+    prompts = [as_utf8(prompt) for prompt in args.prompt or [""]]
+    made = continuations(model, tokenizer, prompts, args.max_new_tokens, args.temperature, args.top_k, args.seed)
     if args.json:
         rows = [{"prompt": m.prompt, "continuation": m.text, "tokens": m.tokens, "ended": m.ended} for m in made]
         print(json.dumps(rows, indent=2))

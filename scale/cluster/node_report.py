@@ -61,7 +61,7 @@ def _ecc_errors(uuid: str) -> int | None:
         "--format=csv,noheader",
     ]
     with suppress(OSError, subprocess.SubprocessError):
-        text = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        text = subprocess.run(query, capture_output=True, encoding="utf-8", timeout=10, check=True).stdout.strip()
         return int(text) if text.isdigit() else None
     return None
 

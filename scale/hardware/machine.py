@@ -84,7 +84,7 @@ def host_memory() -> int:
     """Bytes this process may use: the machine's, or its control group's if that is less."""
     ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
-        groups = Path("/proc/self/cgroup").read_text()
+        groups = Path("/proc/self/cgroup").read_text(encoding="utf-8")
     except OSError:  # not Linux
         return ram
     return min([ram, *group_limits(groups, Path("/sys/fs/cgroup"))])
@@ -101,7 +101,7 @@ def group_limits(groups: str, root: Path) -> list[int]:
         inside = Path(path.lstrip("/"))
         for folder in (inside, *inside.parents):
             try:
-                text = (mount / folder / name).read_text().strip()
+                text = (mount / folder / name).read_text(encoding="utf-8").strip()
             except OSError:  # a container sees only its own part of the tree
                 continue
             if text.isdigit():  # not "max"
@@ -115,7 +115,7 @@ def _cores() -> int:
 
 def _cpu_name() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return "CPU"
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "CPU")

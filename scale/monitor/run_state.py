@@ -180,5 +180,5 @@ def _git(folder: Path, *arguments: str) -> str | None:
     git = shutil.which("git")
     if git is None:
         return None
-    done = subprocess.run([git, "-C", str(folder), *arguments], capture_output=True, text=True)
+    done = subprocess.run([git, "-C", str(folder), *arguments], capture_output=True, encoding="utf-8", errors="replace")
     return done.stdout.strip() if done.returncode == 0 else None
