@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parse(arguments)
     if args.cell:
         model, mode, path = args.cell
-        Path(path).write_text(json.dumps(compare(model, mode, args)))
+        Path(path).write_text(json.dumps(compare(model, mode, args)), encoding="utf-8")
         return 0
     if not args.quick and not torch.cuda.is_available():
         print("no GPU: nothing to compare a plan with")
@@ -94,7 +94,7 @@ def in_a_process_of_its_own(given: list[str], model: str, mode: str, seconds: fl
         path = Path(folder, "values.json")
         command = [sys.executable, str(Path(__file__).resolve()), *given, "--cell", model, mode, str(path)]
         problem = run_child(command, seconds)
-        return problem if problem is not None else json.loads(path.read_text())
+        return problem if problem is not None else json.loads(path.read_text(encoding="utf-8"))
 
 
 def compare(model: str, mode: str, args: argparse.Namespace) -> dict[str, list[float]]:
