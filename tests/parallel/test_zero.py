@@ -17,6 +17,8 @@ from tests.distributed.harness import run_ranks
 from tests.parallel.lm import check_timeouts
 from tests.parallel.zero_parts import llama
 
+pytest.importorskip("deepspeed")
+
 
 @pytest.fixture(scope="module", params=[2, 3])
 def core(request, tmp_path_factory):
