@@ -23,7 +23,7 @@ test-slow: .venv/dev
 
 test-all: test test-slow
 
-test-minimum: .venv-minimum/dev  # the lowest versions that pyproject.toml declares; torch brings 5 GB of CUDA libraries
+test-minimum: .venv-minimum/dev  # the lowest declared versions; torch 2.11 brings its CUDA libraries: 6 GB, minutes to install
 	.venv-minimum/bin/python -m pytest -n 2 -m "not slow and not gpu"
 
 lint: .venv/dev
