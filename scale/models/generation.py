@@ -21,7 +21,12 @@ def base_settings(config: ModelConfig) -> dict[str, Any]:
     """Content of the base model's generation_config.json; empty if there is none, or if only its shape is used."""
     if config.path is None or config.init == "random":
         return {}
-    found = cached_file(config.path, SETTINGS, _raise_exceptions_for_missing_entries=False)
+    found = cached_file(
+        config.path,
+        SETTINGS,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,  # offline a model that never had the file is in the cache without it
+    )
     return {} if found is None else read_settings(Path(found))
 
 
