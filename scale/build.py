@@ -19,7 +19,6 @@ from scale.checks import (
     check_memory,
     check_same_device,
     check_same_everywhere,
-    check_same_run,
 )
 from scale.choices import (
     Choices,
@@ -64,6 +63,7 @@ from scale.predict.selection.probe import ForwardProbe
 from scale.predict.selection.selector import make_selector
 from scale.predict.stepper import PredictiveStepper
 from scale.protocols import Monitor, Stepper, Strategy
+from scale.same_run import check_same_run
 from scale.train.facts import BatchShape, total_steps
 from scale.train.step import BackwardStepper
 from scale.trainer import Trainer

@@ -2,45 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from scale.config import PretrainRun, differences, flatten, load_config
+from scale.config import PretrainRun, differences
 from scale.errors import UsageError
 from scale.hardware import Hardware
 from scale.models.hf_config import model_config
 from scale.models.size import Size
-from scale.monitor.run_folder import RunFolder
 from scale.parallel.footprint import footprint
 from scale.parallel.ranks import Ranks
-
-# What may change between two starts of one run without making it another run.
-MAY_CHANGE = (
-    "monitor", "checkpoint", "profile", "data.workers", "data.cache", "runs_dir",
-    "compute.threads", "compute.timeout", "compute.strategy", "compute.fsdp", "compute.deepspeed",
-)  # fmt: skip
-
-
-def check_same_run(config: PretrainRun, allow: Sequence[str]) -> None:
-    """A run folder belongs to one config. Raises UsageError naming every key that changed and is not allowed to."""
-    path = RunFolder(Path(config.runs_dir) / config.name).config
-    if not path.exists():
-        return
-    for key in allow:
-        if not any(_within(known, key) for known in flatten(config)):
-            raise UsageError(f"--allow-change {key}: the config has no such key")
-    changed = {
-        key: values
-        for key, values in differences(load_config(path), config).items()
-        if not any(_within(key, allowed) for allowed in (*MAY_CHANGE, *allow))
-    }
-    if changed:
-        shown = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in changed.items())
-        keys = ",".join(changed)
-        raise UsageError(
-            f"{path}: this run was started with another config ({shown}). "
-            f"Use another name, --new, or --allow-change {keys}"
-        )
 
 
 def check_same_everywhere(config: PretrainRun, ranks: Ranks) -> None:
@@ -73,10 +43,6 @@ def check_same_device(hardware: Hardware, ranks: Ranks) -> None:
             )
 
     ranks.each(compare)
-
-
-def _within(key: str, section: str) -> bool:
-    return key == section or key.startswith(f"{section}.")
 
 
 def check_length(config: PretrainRun) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
+import math
 import os
 import re
 import shutil
@@ -12,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import IO, TypedDict
+from typing import IO, Any, TypedDict
 
 from scale.errors import ScaleError, UsageError
 
@@ -203,12 +205,33 @@ def locked(folder: Path) -> Iterator[None]:
             yield
 
 
-def cached_folder(target: Path, write: Callable[[Path], object]) -> None:
-    """Run `write(folder)` unless `target` is there already; two processes never write it at once."""
-    if target.exists():
-        return
-    with locked(target.parent):
-        if target.exists():  # written while we waited
-            return
-        with new_folder(target) as aside:
-            write(aside)
+_FLOAT = "$float"
+"""The only key of what stands for a number that JSON has no spelling for."""
+
+
+def to_json(value: Any) -> str:
+    """`value` as strict JSON that `from_json` turns back into the same numbers: NaN and the infinities become
+    `{"$float": "nan"}` and so on, as JSON knows none of them."""
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError:
+        return json.dumps(_spelled(value), allow_nan=False)
+
+
+def from_json(text: str) -> Any:
+    """What was given to `to_json`, tuples as lists. Raises ValueError for what is no JSON."""
+    return json.loads(text, object_hook=_float_of)
+
+
+def _spelled(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return {_FLOAT: str(value)}
+    if isinstance(value, dict):
+        return {key: _spelled(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_spelled(item) for item in value]
+    return value
+
+
+def _float_of(found: dict[str, Any]) -> Any:
+    return float(found[_FLOAT]) if found.keys() == {_FLOAT} else found

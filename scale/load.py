@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from scale.checkpoint.saved import Saved, latest_good, saved_in
-from scale.config import load_config
+from scale.config import PretrainRun, load_config, parse_config
 from scale.config.model import ModelConfig
 from scale.data import tokenizer as tokenizers
 from scale.data.files import one_line
@@ -22,6 +22,7 @@ from scale.models.build import build_model
 from scale.models.generation import SETTINGS, base_settings, read_settings
 from scale.models.hf_config import is_model_folder, model_config
 from scale.monitor.run_folder import RunFolder
+from scale.sealed import broken_seal
 
 SHADOW = "predict/shadow.weights/"
 """Names, in a checkpoint, of predicted weights that were kept beside training."""
@@ -58,12 +59,14 @@ def load_run(folder: str | Path, step: int | None = None, shadow: bool = False, 
 def load_trained(folder: str | Path, step: int | None = None, shadow: bool = False, best: bool = False) -> Trained:
     """As `load_run`, with what an export needs to know of the base model."""
     run = RunFolder(Path(folder))
-    if not run.config.exists():
+    if not is_run_folder(run):
         raise UsageError(f"{folder}: not a run folder (it has no config.yaml)")
-    config = load_config(run.config)
     saved = _find(run, step, best)
+    config = config_of(run, saved)
     if not is_model_folder(run.model):
         raise UsageError(f"{run.model}: holds no config.json; run `scale train` on this run again, which writes it")
+    if damage := broken_seal(run.model):
+        raise UsageError(f"{damage}; run `scale train` on this run again, which writes the folder anew")
     hf_config = AutoConfig.from_pretrained(run.model, trust_remote_code=False)
     pretrained = config.model.path is not None and config.model.init != "random"
     stored = getattr(torch, str(hf_config.dtype).removeprefix("torch."), None) if pretrained else None
@@ -105,6 +108,18 @@ def _fill(model: Any, saved: Saved, run: RunFolder, shadow: bool) -> None:
         saved.read({name: ours[f"model/{name.removeprefix(SHADOW)}"] for name in predicted})
 
 
+def is_run_folder(run: RunFolder) -> bool:
+    """Whether a run was trained here; config.yaml may have been lost since."""
+    return run.config.exists() or run.checkpoints.is_dir()
+
+
+def config_of(run: RunFolder, saved: Saved) -> PretrainRun:
+    """The config that a checkpoint was trained with: its own record, or config.yaml beside checkpoints of older versions.
+    Raises UsageError, DamagedCheckpoint."""
+    record = saved.record()
+    return parse_config(record["config"], saved.path) if "config" in record else load_config(run.config)
+
+
 def _find(run: RunFolder, step: int | None, best: bool) -> Saved:
     found = saved_in(run.checkpoints)
     if best:
@@ -143,7 +158,7 @@ def _best(run: RunFolder, found: list[Saved]) -> Saved:
 def load_model(path: str | Path, step: int | None = None, best: bool = False) -> tuple[Any, Any]:
     """Model and tokenizer (None if there is none) of a run folder, a Hugging Face folder or an exported adapter."""
     folder = Path(path)
-    if RunFolder(folder).config.exists():
+    if is_run_folder(RunFolder(folder)):
         return load_run(path, step, best=best)
     adapter = (folder / _ADAPTER).is_file()
     if not is_model_folder(path) and not adapter:

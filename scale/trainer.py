@@ -11,11 +11,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from scale.checkpoint.rng import load_rng_state, rng_state, seed_all
+from scale.checkpoint.saved import newest_record
 from scale.checkpoint.store import Checkpoints, Saved
 from scale.config.optim import OptimConfig, ScheduleConfig, SpikeConfig
 from scale.config.run import CheckpointConfig, EarlyStop, ProfileConfig
 from scale.errors import ScaleError, UsageError
-from scale.files import new_folder, write_atomic
+from scale.files import write_atomic
 from scale.hardware import detect
 from scale.monitor.recorder import Bystander, RunRecorder
 from scale.monitor.run_folder import RunFolder
@@ -23,6 +24,7 @@ from scale.objectives.root import Root
 from scale.parallel.ranks import lost_peers_in_one_line
 from scale.parallel.single import Single
 from scale.protocols import Judge, Monitor, Objective, Source, Stateful, Stepper, Strategy, Weights
+from scale.sealed import write_sealed
 from scale.train.loop import Loop, LoopSettings, Outcome
 from scale.train.profile import StepProfiler
 from scale.train.step import BackwardStepper, StepSettings
@@ -162,15 +164,18 @@ class Trainer:
         return {"loop": self.loop, "stepper": self.stepper, "source": self.source, "metrics": self.recorder}
 
     def _begin(self, held: ExitStack) -> None:
-        """Lock the run folder for as long as `held` is open; config and assets into it, each complete or absent, whenever
-        the process dies."""
+        """Lock the run folder for as long as `held` is open; run state, config and assets into it, each complete or absent,
+        whenever the process dies."""
         held.enter_context(self.folder.lock())
+        newest = newest_record(self.folder.checkpoints)
+        record = newest[1] if newest else {}
+        self.recorder.open(self.config_text, record)
         if self.config_text is not None:
             write_atomic(self.folder.config, self.config_text)
-        if self.assets is not None and not self.folder.model.exists():
-            with new_folder(self.folder.model) as folder:
-                self.assets(folder)
-        self.recorder.open(self.config_text)
+        if self.assets is not None:
+            mended = write_sealed(self.folder.model, self.assets, record.get("model"))
+            if mended is not None:
+                self.recorder.event("mended", mended)
 
     def _checkpoint_event(self, text: str) -> None:
         self.recorder.event("checkpoint", text)
@@ -186,13 +191,15 @@ class Trainer:
     def _save(self, step: int, val_loss: float | None) -> None:
         state: dict[str, Any] = {name: part.state_dict() for name, part in self.parts().items()}
         state |= {"rng": self.ranks.gather(rng_state()), "settled": self.settled}
-        self.checkpoints.save(step, self.strategy.tensors() | self.stepper.tensors(), state, val_loss)
+        self.checkpoints.save(
+            step, self.strategy.tensors() | self.stepper.tensors(), state, val_loss, self.recorder.record()
+        )
 
     def _resume(self) -> None:
         saved = self.checkpoints.latest_good()
         if saved is None:
             self._seed(0)
-            self.recorder.fresh()
+            self.ranks.lead(self.recorder.fresh)
             return
         state = saved.state()
         rng, settled = state.pop("rng"), state.pop("settled")
@@ -202,10 +209,10 @@ class Trainer:
             raise ScaleError(f"{saved.path}: holds the state of {sorted(state)}, this run needs {sorted(parts)}")
         for name, part in parts.items():
             part.load_state_dict(state[name])
+        self.ranks.lead(lambda: self.recorder.resumed(saved.step, saved.path, saved.record()))
         tensors = self.ranks.each(lambda: self._read(saved))
         self.strategy.restore({name: t for name, t in tensors.items() if not name.startswith(PREDICTION)})
         self.stepper.restore({name: t for name, t in tensors.items() if name.startswith(PREDICTION)})
-        self.recorder.resumed(saved.step, saved.path)
         if len(rng) == self.ranks.world_size:
             load_rng_state(rng[self.ranks.rank])
         else:

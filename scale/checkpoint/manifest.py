@@ -109,11 +109,12 @@ def verify(folder: Path, part: int = 0, parts: int = 1) -> Manifest:
     for name in sorted(found - expected):
         raise DamagedCheckpoint(f"{folder / name}: is not in the manifest")
     for name, entry in sorted(manifest.files.items())[part::parts]:
-        _check(folder / name, entry)
+        check_file(folder / name, entry)
     return manifest
 
 
-def _check(path: Path, entry: FileEntry) -> None:
+def check_file(path: Path, entry: FileEntry) -> None:
+    """Whether a file is still what its entry says. Raises DamagedCheckpoint."""
     try:
         info = path.lstat()
         if not stat.S_ISREG(info.st_mode):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,11 +18,14 @@ from torch import Size, Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata, StorageMeta
 
-from scale.checkpoint.manifest import DamagedCheckpoint, Manifest, TensorEntry, read_manifest, verify
+from scale.checkpoint.manifest import DamagedCheckpoint, Manifest, TensorEntry, check_file, read_manifest, verify
 from scale.errors import Elsewhere, ScaleError
+from scale.files import from_json
 from scale.parallel.ranks import Ranks
 
 STATE = "state.json"
+RECORD = "run.json"
+"""What the run folder held when the checkpoint was taken: by it damage of the other files is found."""
 _NAME = re.compile(r"step_(\d{8,})")
 
 
@@ -46,7 +49,19 @@ class Saved:
     def state(self) -> dict[str, Any]:
         """The JSON state that was given to `save`. Raises DamagedCheckpoint."""
         self._manifest()
-        loaded: dict[str, Any] = json.loads((self.path / STATE).read_text(encoding="utf-8"))
+        loaded: dict[str, Any] = from_json((self.path / STATE).read_text(encoding="utf-8"))
+        return loaded
+
+    def record(self) -> dict[str, Any]:
+        """What the run folder held at that time; empty where none was kept (older versions). Only this file is hashed.
+        Raises DamagedCheckpoint."""
+        manifest = read_manifest(self.path)
+        if manifest.step != self.step:
+            raise DamagedCheckpoint(f"{self.path}: holds step {manifest.step}, not the one its name says")
+        if RECORD not in manifest.files:
+            return {}
+        check_file(self.path / RECORD, manifest.files[RECORD])
+        loaded: dict[str, Any] = from_json((self.path / RECORD).read_text(encoding="utf-8"))
         return loaded
 
     def shapes(self) -> dict[str, Size]:
@@ -88,6 +103,15 @@ def saved_in(folder: Path) -> list[Saved]:
     return sorted(found, key=lambda saved: saved.step)
 
 
+def newest_record(folder: Path) -> tuple[Saved, dict[str, Any]] | None:
+    """The newest checkpoint whose record is whole and not empty, with the record; its tensors are not looked at."""
+    for saved in reversed(saved_in(folder)):
+        with suppress(DamagedCheckpoint):
+            if record := saved.record():
+                return saved, record
+    return None
+
+
 def latest_good(folder: Path, say: Callable[[str], None], ranks: Ranks | None = None) -> Saved | None:
     """The newest checkpoint that verifies, or None if there are none at all; several ranks share the hashing.
 
@@ -103,7 +127,7 @@ def latest_good(folder: Path, say: Callable[[str], None], ranks: Ranks | None = 
         except (DamagedCheckpoint, Elsewhere) as error:
             say(f"damaged checkpoint passed over: {error}")
     if found:
-        raise ScaleError(f"{folder}: none of the {len(found)} checkpoints is whole (delete the folder to start afresh)")
+        raise ScaleError(f"{folder}: none of the {len(found)} checkpoints is whole (remove the folder to start afresh)")
     return None
 
 

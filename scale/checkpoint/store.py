@@ -8,7 +8,6 @@ the manifest when all are done.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -23,9 +22,9 @@ from torch import Tensor, contiguous_format
 from torch.distributed.checkpoint.api import CheckpointException
 
 from scale.checkpoint.manifest import MANIFEST, DamagedCheckpoint, FileEntry, Manifest, entry_of
-from scale.checkpoint.saved import STATE, Saved, latest_good, quiet_single_process, reason, saved_in, tensors_in
+from scale.checkpoint.saved import RECORD, STATE, Saved, latest_good, quiet_single_process, reason, saved_in, tensors_in
 from scale.errors import Elsewhere, ScaleError
-from scale.files import fsync
+from scale.files import fsync, to_json
 from scale.parallel.ranks import Ranks
 
 __all__ = ["Checkpoints", "DamagedCheckpoint", "Saved"]
@@ -56,19 +55,27 @@ class Checkpoints:
         self.ranks.lead(self._prepare)
         self._behind = self.ranks.beside()
 
-    def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], val_loss: float | None) -> None:
+    def save(
+        self,
+        step: int,
+        tensors: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+        val_loss: float | None,
+        record: Mapping[str, Any] | None = None,
+    ) -> None:
         """Take a snapshot now and write it in the background; a second save waits for the first.
 
-        `tensors` and `state` may change as soon as this returns; the state of rank 0 is the one that is written. A
-        `val_loss` that is not finite counts as None. Raises ScaleError if the save before failed.
+        `tensors` and `state` may change as soon as this returns; the state of rank 0 is the one that is written, and its
+        `record`, what the run folder holds (`Saved.record`). A `val_loss` that is not finite counts as None. Raises
+        ScaleError if the save before failed.
         """
         self.wait()
-        text = json.dumps(state)
+        texts = {STATE: to_json(state), RECORD: to_json(dict(record or {}))}
         copies = {name: _copy(tensor) for name, tensor in tensors.items()}
         score = val_loss if val_loss is not None and math.isfinite(val_loss) else None
         # a daemon, so that a rank whose peers died during a save can end
         self._thread = threading.Thread(
-            target=self._run, args=(step, copies, text, score), name=f"checkpoint {step}", daemon=True
+            target=self._run, args=(step, copies, texts, score), name=f"checkpoint {step}", daemon=True
         )
         self._thread.start()
 
@@ -99,9 +106,9 @@ class Checkpoints:
             self._damaged = {saved.path for saved in self.saved() if saved.step > found.step}
         return found
 
-    def _run(self, step: int, tensors: dict[str, Tensor], state: str, val_loss: float | None) -> None:
+    def _run(self, step: int, tensors: dict[str, Tensor], texts: dict[str, str], val_loss: float | None) -> None:
         try:
-            self._write(step, tensors, state, val_loss)
+            self._write(step, tensors, texts, val_loss)
             self._behind.lead(lambda: self._rotate(self._path(step)))
         except Elsewhere as error:
             self._failure = error
@@ -110,7 +117,7 @@ class Checkpoints:
             same = isinstance(error, CheckpointException) and self._behind.rank > 0  # DCP tells every rank
             self._failure = Elsewhere(what) if same else ScaleError(f"{what} (mend it, then run again)")
 
-    def _write(self, step: int, tensors: dict[str, Tensor], state: str, val_loss: float | None) -> None:
+    def _write(self, step: int, tensors: dict[str, Tensor], texts: dict[str, str], val_loss: float | None) -> None:
         ranks, final = self._behind, self._path(step)
         aside = self._aside(_TEMPORARY, final)
         try:
@@ -120,21 +127,28 @@ class Checkpoints:
             dcp.save(tensors, storage_writer=writer, process_group=ranks.group, no_dist=ranks.world_size == 1)
             mine = ranks.each(lambda: _in_one_line(partial(_files_of, aside, ranks.rank)))
             files = {name: FileEntry(*entry) for part in ranks.gather(mine) for name, entry in part.items()}
-            ranks.lead(lambda: _in_one_line(partial(self._finish, aside, final, step, state, val_loss, files)))
+            ranks.lead(lambda: _in_one_line(partial(self._finish, aside, final, step, texts, val_loss, files)))
         except BaseException:
             if ranks.rank == 0:
                 shutil.rmtree(aside, ignore_errors=True)
             raise
 
     def _finish(
-        self, aside: Path, final: Path, step: int, state: str, val_loss: float | None, files: dict[str, FileEntry]
+        self,
+        aside: Path,
+        final: Path,
+        step: int,
+        texts: dict[str, str],
+        val_loss: float | None,
+        files: dict[str, FileEntry],
     ) -> None:
-        (aside / STATE).write_text(state, encoding="utf-8")
-        for name in (STATE, ".metadata"):
+        for name, text in texts.items():
+            (aside / name).write_text(text, encoding="utf-8")
+        for name in (*texts, ".metadata"):
             files[name] = entry_of(aside / name)
         Manifest.describe(step, val_loss, tensors_in(aside), files).write(aside)
-        for path in (aside / STATE, aside / ".metadata", aside / MANIFEST, aside):
-            fsync(path)
+        for name in (*texts, ".metadata", MANIFEST, "."):
+            fsync(aside / name)
         self._publish(aside, final)
 
     def _publish(self, aside: Path, final: Path) -> None:

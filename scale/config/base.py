@@ -22,6 +22,17 @@ class Strict(BaseModel):
     )
 
 
+def _true_is_no_number(value: Any) -> Any:
+    """Python takes true for 1."""
+    if isinstance(value, bool):
+        raise ValueError("expected a number, not true or false")
+    return value
+
+
+NUMBER = BeforeValidator(_true_is_no_number)
+"""Of every field that holds a number and is no `Count`."""
+
+
 def _parse_count(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("expected a whole number, not true or false")
@@ -40,11 +51,13 @@ def _parse_count(value: Any) -> Any:
 
 Count = Annotated[int, BeforeValidator(_parse_count), Field(gt=0)]
 """A positive whole number; 64k, 1.5M, 300B are understood (decimal: 64k = 64,000)."""
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, NUMBER, Field(ge=0, le=1)]
+Positive = Annotated[float, NUMBER, Field(gt=0)]
+NonNegative = Annotated[float, NUMBER, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 """A file name: letters, digits, dot, dash, underscore."""
+NAME_IN_WORDS = "expected 1 to 100 letters, digits, dots, dashes or underscores, a letter or digit first"
+"""What the pattern of `Name` says."""
 
 
 def exactly_one(model: BaseModel, *names: str) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from scale.config.base import Count, Name, Positive, Strict, exactly_one
+from scale.config.base import NUMBER, Count, Name, Positive, Strict, exactly_one
 
 
 class Columns(Strict):
@@ -155,7 +155,7 @@ class TokenizerConfig(Strict):
 class Lesson(Strict):
     """Train at `seq_len` until this fraction of the run."""
 
-    until: Annotated[float, Field(gt=0, lt=1)]
+    until: Annotated[float, NUMBER, Field(gt=0, lt=1)]
     """Fraction of the run at which this lesson ends."""
     seq_len: Count
     """Tokens per row during it; divides data.seq_len."""
@@ -164,7 +164,7 @@ class Lesson(Strict):
 class HeldOut(Strict):
     """Documents that are never trained on, chosen by the hash of their content."""
 
-    fraction: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    fraction: Annotated[float, NUMBER, Field(ge=0, lt=1)] = 0.01
     """Share of the documents of each raw source."""
 
 
@@ -184,7 +184,7 @@ class DataConfig(Strict):
     cross_documents: bool = False
     """Let attention and positions run across the documents of a row."""
     held_out: HeldOut = HeldOut()
-    workers: Annotated[int, Field(ge=0, le=64)] = 1
+    workers: Annotated[int, NUMBER, Field(ge=0, le=64)] = 1
     """Processes that prepare batches ahead (0: in the training process). Batches do not depend on it."""
     cache: str = "data/cache"
     """Where tokenised sources are kept, one folder per (source, tokenizer)."""

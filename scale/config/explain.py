@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from scale.config.base import NAME_IN_WORDS
 from scale.config.run import PretrainRun
 from scale.config.yamlfile import Path_
 
@@ -20,12 +22,33 @@ def explain(error: ValidationError, content: dict[str, Any], origins: Origins, p
     """One line per problem of a config read from `path`."""
     problems: dict[str, list[str]] = {}
     found = error.errors(include_url=False)
-    for problem in found:
+    if not content:
+        return f"{path}: is empty (a run needs {_listed([str(problem['loc'][-1]) for problem in found])})"
+    for problem in _missing_together(found):
         if problem["type"] == "too_short" and any(_inside(other["loc"], problem["loc"]) for other in found):
             continue  # pydantic does not count entries that are wrong themselves
         place, message = _explain(problem, content, origins, path)
         problems.setdefault(place, []).append(message)  # a union such as `auto` or a number has one per member
     return "\n".join(f"{place}: {'; or '.join(dict.fromkeys(messages))}" for place, messages in problems.items())
+
+
+def _missing_together(found: Sequence[Any]) -> list[Any]:
+    """One problem for all keys that one mapping lacks: `loc` is that of the first, `keys` names all."""
+    out: list[Any] = []
+    first: dict[tuple[Any, ...], Any] = {}
+    for problem in found:
+        if problem["type"] != "missing" or isinstance(problem["loc"][-1], int):
+            out.append(problem)
+        elif problem["loc"][:-1] in first:
+            first[problem["loc"][:-1]]["keys"].append(str(problem["loc"][-1]))
+        else:
+            first[problem["loc"][:-1]] = dict(problem) | {"keys": [str(problem["loc"][-1])]}
+            out.append(first[problem["loc"][:-1]])
+    return out
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _inside(loc: tuple[Any, ...], outer: tuple[Any, ...]) -> bool:
@@ -46,6 +69,17 @@ _PLAIN = {
     "list_type": "expected a list",
     "tuple_type": "expected a list",
     "string_type": "expected text (a number or true/false as text needs quotes)",
+    "int_parsing": "expected a whole number",
+    "int_parsing_size": "expected a whole number of fewer digits",
+    "int_from_float": "expected a whole number",
+    "int_type": "expected a whole number",
+    "float_parsing": "expected a number",
+    "float_type": "expected a number",
+    "finite_number": "expected a finite number",
+    "bool_parsing": "expected true or false",
+    "bool_type": "expected true or false",
+    "invalid_key": "a key must be a word",
+    "string_pattern_mismatch": NAME_IN_WORDS,  # names are the only texts with a pattern
 }
 
 
@@ -57,6 +91,11 @@ def _explain(error: Any, content: dict[str, Any], origins: Origins, path: Path) 
     key = ".".join(str(part) if str(part).isprintable() else repr(part) for part in at)
     value, found = _lookup(content, at)
     value_shown = f" = {shown(value)}" if found and at and (value == [] or not isinstance(value, dict | list)) else ""
+    if kind == "missing" and len(error.get("keys", [])) > 1:
+        key, message = ".".join(key.split(".")[:-1]), f"{_listed(error['keys'])} are required"
+        return (f"{where}: {key}" if key else where), message
+    if kind == "invalid_key":
+        key, value_shown = str(error["loc"][0 if len(error["loc"]) < 2 else -2]), ""
     if kind == "extra_forbidden":
         message = "unknown key" + _nearest(at, content)
     elif kind == "union_tag_not_found":

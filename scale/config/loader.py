@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from scale.config.explain import Origins, explain, shown
 from scale.config.run import SCHEMA, PretrainRun
-from scale.config.yamlfile import BadYaml, Path_, parse_value, read_yaml, write_yaml
+from scale.config.yamlfile import BadYaml, Path_, parse_value, parse_yaml, read_yaml, write_yaml
 from scale.errors import UsageError
 
 
@@ -23,6 +23,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> PretrainRun:
     for override in overrides:
         _apply_override(content, origins, override)
     return validate(content, origins, path)
+
+
+def parse_config(text: str, path: Path) -> PretrainRun:
+    """A resolved config (`to_yaml`) back from its text, which came from `path`. Raises UsageError."""
+    content, lines = parse_yaml(text, path)
+    return validate(content, {at: f"{path}:{line}" for at, line in lines.items()}, path)
 
 
 def validate(content: dict[str, Any], origins: Origins, path: Path) -> PretrainRun:
@@ -99,6 +105,8 @@ def _apply_override(content: dict[str, Any], origins: Origins, override: str) ->
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UsageError(f"command line: {override!r}: expected key.sub=value, for example optim.lr=3e-4")
+    if key == "extends":
+        raise UsageError(f"command line: {override!r}: `extends` works in files only (give that file and overrides)")
     try:
         value = parse_value(text)
     except BadYaml as error:

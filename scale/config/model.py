@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from scale.config.base import Count, Positive, Strict, exactly_one
+from scale.config.base import NUMBER, Count, Positive, Strict, exactly_one
 
 Preset = Literal["tiny", "100m", "500m", "1b", "7b", "gpt_oss_20b"]
 
@@ -42,7 +42,7 @@ class LoraConfig(Strict):
     """Rank of the update of each matrix."""
     alpha: Positive = 32
     """The update is scaled by alpha / rank."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Annotated[float, NUMBER, Field(ge=0, lt=1)] = 0.0
     """On the input of the adapters."""
     targets: Annotated[list[str], Field(min_length=1)] = [
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from scale.config.base import Count, Fraction, NonNegative, Positive, Strict, exactly_one
+from scale.config.base import NUMBER, Count, Fraction, NonNegative, Positive, Strict, exactly_one
 
-Beta = Annotated[float, Field(ge=0, lt=1)]
+Beta = Annotated[float, NUMBER, Field(ge=0, lt=1)]
 
 
 class OptimConfig(Strict):
@@ -36,9 +36,9 @@ class ScheduleConfig(Strict):
 
     kind: Literal["wsd", "cosine", "linear", "constant"] = "cosine"
     """wsd: warm-up, stable, linear decay over the last `decay` of the run (arXiv 2405.18392)."""
-    warmup: Fraction | Annotated[int, Field(ge=2)] = 0.02
+    warmup: Fraction | Annotated[int, NUMBER, Field(ge=2)] = 0.02
     """Steps (2 or more) or a fraction of the run (0 to 1)."""
-    decay: Annotated[float, Field(gt=0, le=1)] = 0.2
+    decay: Annotated[float, NUMBER, Field(gt=0, le=1)] = 0.2
     """Fraction of the run that wsd decays over."""
     final: Fraction = 0.1
     """Learning rate at the end, as a fraction of the peak."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from scale.config.base import Count, Fraction, Positive, Strict
+from scale.config.base import NUMBER, Count, Fraction, Positive, Strict
 
 DirectionName = Literal["drift", "window", "optimizer", "singular", "masked_slope"]
 PRESETS: dict[str, dict[str, Any]] = {
@@ -20,19 +20,19 @@ PRESETS: dict[str, dict[str, Any]] = {
 class WorldConfig(Strict):
     """The world model of the run: an ensemble of recurrent state-space models, trained while the run goes on."""
 
-    members: Annotated[int, Field(ge=1, le=16)] = 5
+    members: Annotated[int, NUMBER, Field(ge=1, le=16)] = 5
     """Models in the ensemble; their disagreement is part of the uncertainty."""
-    hidden: Annotated[int, Field(ge=4, le=256)] = 32
+    hidden: Annotated[int, NUMBER, Field(ge=4, le=256)] = 32
     """Deterministic state (GRU units) of a member."""
-    latent: Annotated[int, Field(ge=2, le=64)] = 8
+    latent: Annotated[int, NUMBER, Field(ge=2, le=64)] = 8
     """Stochastic state of a member."""
     replay: Annotated[Count, Field(ge=64)] = 2048
     """Moments of training kept to learn from."""
-    bptt: Annotated[int, Field(ge=3, le=128)] = 16
+    bptt: Annotated[int, NUMBER, Field(ge=3, le=128)] = 16
     """Moments in a training window (truncated back-propagation through time)."""
     train_every: Count = 10
     """Observed moments between two updates of the world model."""
-    paths: Annotated[int, Field(ge=1, le=256)] = 16
+    paths: Annotated[int, NUMBER, Field(ge=1, le=256)] = 16
     """Sampled futures of each member."""
 
     @model_validator(mode="after")
@@ -45,19 +45,19 @@ class WorldConfig(Strict):
 class GuardConfig(Strict):
     """What is checked before a jump counts, and what it may cost in memory."""
 
-    tokens: Annotated[int, Field(ge=0)] = 0
+    tokens: Annotated[int, NUMBER, Field(ge=0)] = 0
     """Tokens of the fixed check batches, drawn from the training data once and held back in that pass over them. 0: one step's
     batch."""
     correction_interval: Count = 15
     """Predicted steps between two checking forwards, at which a jump is shrunk, stopped or rolled back."""
-    growth: Annotated[float, Field(ge=1, le=4)] = 1.0
+    growth: Annotated[float, NUMBER, Field(ge=1, le=4)] = 1.0
     """Factor by which the interval grows after each part of a jump that lowered the check loss."""
-    tolerance: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    tolerance: Annotated[float, NUMBER, Field(ge=0, le=0.5)] = 0.0
     """Rise of the check loss, as a share of it, that a part of a jump may bring at first: noise in steep directions hides good
     jumps until a few full steps have relaxed them."""
-    relax: Annotated[int, Field(ge=1)] = 5
+    relax: Annotated[int, NUMBER, Field(ge=1)] = 5
     """Full steps after a jump before it is judged: right after it, the loss misleads in both directions."""
-    credit: Annotated[float, Field(gt=0, le=1)] = 0.8
+    credit: Annotated[float, NUMBER, Field(gt=0, le=1)] = 0.8
     """Share of a jump's measured worth, in full steps, by which the step counter advances; in mode always, of its length."""
     drift: Positive = 0.1
     """Largest change of the weights in one jump, relative to their norm."""
@@ -73,21 +73,21 @@ class SelectionConfig(Strict):
     kind: Literal["off", "history", "world"] = "off"
     """history: the highest remembered loss first, of a piece or of its neighbours in the document; what was never heard of
     before all. world: as foreseen today."""
-    keep: Annotated[float, Field(ge=0.01, le=1)] = 0.5
+    keep: Annotated[float, NUMBER, Field(ge=0.01, le=1)] = 0.5
     """Share of the candidates that is trained on. With control = bandit: one of the shares to choose from."""
-    warmup: Annotated[int, Field(ge=0)] = 100
+    warmup: Annotated[int, NUMBER, Field(ge=0)] = 100
     """Batches on all documents before any is left out, which begins with the next window of rows (256, or one batch's): what is
     hard for a model that knows nothing yet says little of what will teach it."""
     control: Literal["fixed", "bandit"] = "fixed"
     """fixed: `keep` throughout. bandit: all documents at first; then keep, shares or all of them, whichever lowers the check
     loss fastest, tried in episodes between episodes on all."""
-    shares: Annotated[tuple[Annotated[float, Field(ge=0.01, lt=1)], ...], Field(max_length=4)] = ()
+    shares: Annotated[tuple[Annotated[float, NUMBER, Field(ge=0.01, lt=1)], ...], Field(max_length=4)] = ()
     """Further shares for the bandit to choose from."""
     episode: Annotated[Count, Field(ge=4)] = 48
     """Full steps by which the bandit judges a share; they begin when the first window of that share is reached."""
     unbiased: bool = False
     """Draw in proportion to the score and weight losses by the inverse probability, instead of taking the best."""
-    memory: Annotated[float, Field(ge=0, lt=1)] = 0.7
+    memory: Annotated[float, NUMBER, Field(ge=0, lt=1)] = 0.7
     """Weight of a document's earlier losses against its newest."""
     probe: Fraction = 0.0
     """Largest share of the candidates that are scored by a forward pass because the world model is unsure of them. Needs
@@ -144,7 +144,7 @@ class PredictConfig(Strict):
     """Lengths of jumps to choose from, in steps."""
     directions: Annotated[tuple[DirectionName, ...], Field(min_length=1, max_length=5)] = ("drift", "masked_slope")
     """Where to jump: what the choice is from. Each keeps fp32 copies of the weights, which the table of facts counts."""
-    strides: Annotated[int, Field(ge=0)] = 0
+    strides: Annotated[int, NUMBER, Field(ge=0)] = 0
     """Full steps that are carried on one after the other, each by a horizon along its own update, before they are judged
     together: one verdict on a policy, where single jumps cannot be told from noise. 0: single jumps. Needs coefficients =
     last and every = 1."""
@@ -165,7 +165,7 @@ class PredictConfig(Strict):
     world: WorldConfig = WorldConfig()
     guard: GuardConfig = GuardConfig()
     selection: SelectionConfig = SelectionConfig()
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Annotated[int, NUMBER, Field(ge=0, lt=2**31)] = 0
     """Of the world model and its sampled futures, and of rounding where weights are kept in bf16."""
 
     @model_validator(mode="before")

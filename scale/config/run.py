@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, field_validator, model_validator
 
-from scale.config.base import Count, Name, NonNegative, Strict
+from scale.config.base import NUMBER, Count, Name, NonNegative, Strict
 from scale.config.data import DataConfig
 from scale.config.model import AdapterConfig, ModelConfig
 from scale.config.optim import BatchConfig, OptimConfig, ScheduleConfig, TrainConfig
@@ -85,7 +85,7 @@ class ComputeConfig(Strict):
     """Activation checkpointing: recompute every k-th layer in the backward pass (1: all). auto: 4 from 100M parameters up."""
     threads: Annotated[Count, Field(le=1024)] | None = None
     """CPU threads of torch; default: torch's own choice."""
-    timeout: Annotated[int, Field(ge=10)] = 300
+    timeout: Annotated[int, NUMBER, Field(ge=10)] = 300
     """Seconds after which a collective counts as hung, once the first step is done."""
 
 
@@ -116,7 +116,7 @@ class CheckpointConfig(Strict):
     """Steps between checkpoints."""
     keep_last: Count = 3
     """Newest checkpoints that are kept."""
-    keep_best: Annotated[int, Field(ge=0)] = 2
+    keep_best: Annotated[int, NUMBER, Field(ge=0)] = 2
     """Checkpoints with the lowest held-out loss that are kept beside the last ones. Only steps at which the held-out loss
     is measured count, so let `eval.every` divide `checkpoint.every`."""
 
@@ -135,7 +135,7 @@ class MonitorConfig(Strict):
 
     progress: bool = True
     """Progress bar (off when stdout is not a terminal: then a line now and then)."""
-    layer_gradients: Annotated[int, Field(ge=0)] = 10
+    layer_gradients: Annotated[int, NUMBER, Field(ge=0)] = 10
     """Record gradient norms per layer every this many steps; 0: never."""
     tensorboard: bool = False
     """Also write TensorBoard events into the run folder."""
@@ -175,7 +175,7 @@ class PretrainRun(Strict):
     """The run lives in `runs_dir`/`name`; the same command run again continues it."""
     runs_dir: str = "runs"
     """Folder that holds the run folders."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Annotated[int, NUMBER, Field(ge=0, lt=2**31)] = 0
     """Of the initial weights and the order of the data."""
     model: ModelConfig
     adapter: AdapterConfig | None = None

@@ -17,6 +17,21 @@ MAX_VALUES = 100_000
 """Aliases can make a small file expand without end; no config is near these."""
 
 
+_MARKS = {
+    b"\xff\xfe\x00\x00": "UTF-32",
+    b"\x00\x00\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+    b"\x1f\x8b": "a gzip archive",
+    b"PK\x03\x04": "a zip archive",
+}
+_PROBLEMS = {
+    "found character '\\t'": "a tab; indent with spaces",
+    "but found another document": "a second document after ---; one file holds one",
+}
+"""Of the YAML library's messages those that do not say what to do."""
+
+
 class BadYaml(Exception):
     """What is wrong with a text, and on which line (from 1) if that is known."""
 
@@ -67,8 +82,15 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Path_, int]]:
     except OSError as error:
         raise UsageError(f"{path}: cannot be read as a YAML file ({error.strerror})") from None
     except UnicodeDecodeError as error:
+        if encoding := next((name for mark, name in _MARKS.items() if raw.startswith(mark)), None):
+            raise UsageError(f"{path}: is {encoding}; save the file as UTF-8 text") from None
         line = raw.count(b"\n", 0, error.start) + 1
         raise UsageError(f"{path}:{line}: byte 0x{raw[error.start]:02x} is not UTF-8; save the file as UTF-8") from None
+    return parse_yaml(text, path)
+
+
+def parse_yaml(text: str, path: Path) -> tuple[dict[str, Any], dict[Path_, int]]:
+    """As `read_yaml`, of a text that came from `path`. Raises UsageError."""
     try:
         content, lines = _parse(text)
     except BadYaml as error:
@@ -76,7 +98,8 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Path_, int]]:
         raise UsageError(f"{place}: {error}") from None
     content = {} if content is None else content
     if not isinstance(content, dict):
-        raise UsageError(f"{path}: expected a mapping of keys, found {type(content).__name__}")
+        found = "a list" if isinstance(content, list) else repr(content)[:80]
+        raise UsageError(f"{path}: expected a mapping of keys such as `name: mine`, found {found}")
     return content, lines
 
 
@@ -96,7 +119,11 @@ def _parse(text: str) -> tuple[Any, dict[Path_, int]]:
         return _unshared(loader.construct_document(node)), lines
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
-        raise BadYaml(f"not valid YAML ({error.problem})", line) from None
+        problem = next((ours for theirs, ours in _PROBLEMS.items() if theirs in str(error.problem)), error.problem)
+        raise BadYaml(f"not valid YAML ({problem})", line) from None
+    except yaml.reader.ReaderError as error:
+        code, line = int(error.character), text.count("\n", 0, int(error.position)) + 1
+        raise BadYaml(f"holds the control character 0x{code:02x}; save the file as plain UTF-8 text", line) from None
     except (yaml.YAMLError, ValueError) as error:
         raise BadYaml(f"not valid YAML ({str(error).splitlines()[0]})") from None
     except RecursionError:

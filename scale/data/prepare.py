@@ -21,7 +21,8 @@ from scale.data.sources import describe, documents, place_of, refuse_as_output
 from scale.data.splitting import below, hash_of
 from scale.data.store import Dtype
 from scale.errors import UsageError
-from scale.files import cached_folder, new_folder
+from scale.files import new_folder
+from scale.sealed import broken_seal, cached_folder, seal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -104,6 +105,7 @@ def tokenize(
         manifest = write_store(folder, source, tokenizer, held_out, dtype, progress)
         if tokenizer is not None:
             tokenizer.save_pretrained(str(folder / TOKENIZER_FOLDER))
+        seal(folder)
         return manifest
 
 
@@ -172,6 +174,8 @@ def _open(
         return PackedRows.open(source.path, fraction)
     folder = _place(source, tokenizer, config)
     if isinstance(source, TokensSource):
+        if damage := broken_seal(folder):
+            raise UsageError(f"{damage}; delete the folder and write it again with `scale data tokenize`")
         return TokenStore(folder, "train"), TokenStore(folder, "valid")
 
     def write(aside: Path) -> None:

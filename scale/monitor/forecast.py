@@ -11,9 +11,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from scale.config import load_config
 from scale.errors import ScaleError, UsageError
 from scale.monitor.curves import COLOURS
+from scale.monitor.mending import config_of
 from scale.monitor.records import finite, read_rows
 from scale.monitor.run_folder import RunFolder
 from scale.monitor.run_state import RunState
@@ -65,11 +65,11 @@ def read_curve(folder: str | Path) -> Curve:
     Raises UsageError if it is no run folder, has no losses, or its length is not known.
     """
     run = RunFolder(Path(folder))
-    if not run.config.is_file():
+    if not run.config.is_file() and not run.checkpoints.is_dir():
         raise UsageError(f"{folder}: not a run folder (it has no config.yaml)")
     if not run.metrics.is_file():
         raise UsageError(f"{run.metrics}: there is no such file (wait for the first step)")
-    config = load_config(run.config)
+    config = config_of(run)
     steps = config.train.steps or _planned_steps(run)
     lr_T = np.array([lr_factor(config.schedule, step, steps) for step in range(1, steps + 1)])
     curve = curve_of(read_rows(run.metrics), lr_T, warmup_steps(config.schedule, steps))

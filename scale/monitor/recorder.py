@@ -13,12 +13,14 @@ from typing import Any
 import torch
 
 from scale.errors import ScaleError, UsageError
+from scale.monitor.mending import aside, config_damage, cut_rows, hash_of_config, take_up
 from scale.monitor.progress import WITHOUT_MFU
 from scale.monitor.records import Metrics, read_rows
 from scale.monitor.run_folder import RunFolder
 from scale.monitor.run_state import RunState, Status, read_git
 from scale.monitor.trackers import Guarded
 from scale.protocols import Monitor, Score, StepReport
+from scale.sealed import seal_hash
 
 SAVE_STATE_EVERY = 2.0
 """Seconds between writes of run_state.json while steps go by."""
@@ -42,38 +44,66 @@ class RunRecorder:
         self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
         self.metrics = Metrics(folder.metrics)
         self.state = RunState(run_name=folder.path.name, config_hash="")
+        self._config_text = ""
         self._saved_at = 0.0
         self._said_mfu = False
         self._status_before: Status | None = None
 
-    def open(self, config_text: str | None) -> None:
-        """Begin, or take up the run state of an earlier start. The folder must be locked."""
-        if self.folder.run_state.exists():
-            self.state = RunState.load(self.folder.run_state)
-            self._status_before = self.state.status
-        self.state.config_hash = hashlib.sha256((config_text or "").encode()).hexdigest()
+    def open(self, config_text: str | None, record: Mapping[str, Any] | None = None) -> None:
+        """Begin, or take up the run state of an earlier start; `record` is the one of the newest checkpoint. Damage is mended
+        and said. The folder must be locked."""
+        self.state, mended = take_up(self.folder, record or {})
+        if config_text is not None and (damage := config_damage(self.folder, self.state, record or {})):
+            mended.append(damage)
+        self._status_before = None if self.state.status == "initializing" else self.state.status
+        self._config_text = config_text or ""
+        self.state.config_hash = hash_of_config(self._config_text)
         self.state.status, self.state.facts = "initializing", self.facts
         self.state.error_message = self.state.ended_at = None
         for name, value in read_git(Path.cwd()).items():
             setattr(self.state, name, value)
+        for text in mended:
+            self.event("mended", text)
         self.state.save(self.folder.run_state)
+
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the run folder, to find damage by; the rows so far are forced to disk."""
+        self.metrics.settle()
+        known = {
+            "run_id": self.state.run_id,
+            "started_at": self.state.started_at,
+            "metrics": self.metrics.kept.to_json(),
+        }
+        known |= {"model": seal_hash(self.folder.model)}
+        return known | ({"config": self._config_text} if self._config_text else {})
 
     def fresh(self) -> None:
         """No checkpoint to go on from: rows of an attempt that never reached one are dropped."""
+        if self.state.checkpoints and self.folder.metrics.exists():
+            place = aside(self.folder.metrics)
+            self.event(
+                "mended", f"no checkpoint is left: training begins anew (the rows so far are now in {place.name})"
+            )
         self.metrics.cut(-1)
         self.state.resume(0, [])
 
-    def resumed(self, step: int, checkpoint: Path) -> None:
-        """Training goes on after `step`: later rows belong to the part that is done again."""
-        self.metrics.cut(step)
-        self.state.resume(step, read_rows(self.folder.metrics))
+    def resumed(self, step: int, checkpoint: Path, record: Mapping[str, Any]) -> None:
+        """Training goes on after `step`: later rows belong to the part that is done again. `record`: the checkpoint's.
+
+        Raises UsageError if some of the rows up to `step` are not what was written.
+        """
+        lost = cut_rows(self.metrics, self.folder, step, record.get("metrics"))
+        rows = read_rows(self.folder.metrics) if self.folder.metrics.exists() else []
+        self.state.resume(step, rows)
+        if lost is not None:
+            self.event("mended", lost)
         self.event("resume", f"resumed from {checkpoint}")
 
     def start(self, steps: int, done: int) -> None:
         """Show the derived numbers and start the monitors. Raises UsageError if one cannot start."""
         self.state.status = "running"
         for monitor in self.monitors:
-            monitor.start({**self.facts, "run_id": self.state.run_id, "steps": steps, "step": done})
+            monitor.start({**self.facts, "run_id": self._tracked_as(), "steps": steps, "step": done})
 
     def score_before_training(self, score: Score) -> None:
         self._write(self.metrics.score_row(0, score, self._extra(None)))
@@ -107,6 +137,10 @@ class RunRecorder:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.metrics.load_state_dict(state)
+
+    def _tracked_as(self) -> str:
+        """What trackers know the run by. A copy of the folder under another name is another run to them."""
+        return hashlib.sha256(f"{self.state.run_id} {self.state.run_name}".encode()).hexdigest()[:32]
 
     def _write(self, row: dict[str, Any]) -> None:
         self.metrics.append(row)
@@ -143,13 +177,16 @@ class Bystander:
     def __init__(self, facts: dict[str, Any]):
         self.facts = facts
 
-    def open(self, config_text: str | None) -> None:
+    def open(self, config_text: str | None, record: Mapping[str, Any] | None = None) -> None:
         raise AssertionError("only rank 0 opens a run folder")
+
+    def record(self) -> dict[str, Any]:
+        return {}
 
     def fresh(self) -> None:
         """Nothing to do."""
 
-    def resumed(self, step: int, checkpoint: Path) -> None:
+    def resumed(self, step: int, checkpoint: Path, record: Mapping[str, Any]) -> None:
         """Nothing to do."""
 
     def start(self, steps: int, done: int) -> None:

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from scale.errors import ScaleError
-from scale.files import write_atomic
+from scale.files import fsync, write_atomic
+from scale.monitor.kept import BrokenRows, Kept, first_lines
 from scale.protocols import Score, StepReport
 
 WINDOW = 30
@@ -69,10 +70,12 @@ _COUNTERS = ("tokens", "forward_passes", "backward_passes", "forward_tokens", "b
 
 
 class Metrics:
-    """Writer of metrics.jsonl. Stateful: counters, the losses of the window and the last velocity."""
+    """Writer of metrics.jsonl. Stateful: counters, the losses of the window and the last velocity. `kept` sums up the lines
+    of the file."""
 
     def __init__(self, path: Path):
         self.path = path
+        self.kept = Kept()
         self.totals = dict.fromkeys(_COUNTERS, 0)
         self._losses: list[tuple[int, float]] = []
         self._velocity: float | None = None
@@ -129,21 +132,41 @@ class Metrics:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one line and hand it to the operating system. Raises ScaleError (disk full)."""
-        line = json.dumps(finite(row), allow_nan=False) + "\n"
+        line = json.dumps(finite(row), allow_nan=False)
         try:
             with self.path.open("a", encoding="ascii") as handle:
-                handle.write(line)
+                handle.write(line + "\n")
+        except OSError as error:
+            raise ScaleError(f"{self.path}: cannot be written: {error.strerror}") from None
+        self.kept.add(line.encode("ascii"))
+
+    def settle(self) -> None:
+        """Force the rows to disk: a checkpoint is about to count them. Raises ScaleError."""
+        try:
+            if self.path.exists():
+                fsync(self.path)
         except OSError as error:
             raise ScaleError(f"{self.path}: cannot be written: {error.strerror}") from None
 
-    def cut(self, step: int) -> None:
+    def cut(self, step: int, kept: Mapping[str, Any] | None = None) -> None:
         """Remove the rows beyond `step` and a torn last line, atomically; the other lines keep their bytes.
 
-        Raises ScaleError if another line is broken or the file cannot be written.
+        `kept`: what `Kept.to_json` was at that step. Then exactly these lines stay, or none if none up to `step` is there.
+        Raises BrokenRows if they are not the first ones of the file (without `kept`: if a line but the last is broken),
+        ScaleError if the file cannot be written.
         """
-        if self.path.exists():
-            kept = [line for line, row in _lines(self.path) if row["step"] <= step]
-            write_atomic(self.path, "".join(line + "\n" for line in kept))
+        self.kept = Kept()
+        if not self.path.exists():
+            return
+        if step < 0:
+            lines = []
+        elif kept is None:
+            lines = [line for line, row in _lines(self.path) if row["step"] <= step]
+        else:
+            lines = first_lines(self.path, step, kept)
+        write_atomic(self.path, "".join(line + "\n" for line in lines))
+        for line in lines:
+            self.kept.add(line.encode("ascii"))
 
     def state_dict(self) -> dict[str, Any]:
         return {"totals": dict(self.totals), "losses": [list(x) for x in self._losses], "velocity": self._velocity}
@@ -215,7 +238,7 @@ def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
                 found.append((line.decode("ascii"), row))
         except (ValueError, TypeError, KeyError):
             if any(lines[number:]):
-                raise ScaleError(f"{path}: line {number} is no metrics row (restore the file or remove it)") from None
+                raise BrokenRows(f"{path}: line {number} is no metrics row (scale train says how to go on)") from None
     return found
 
 

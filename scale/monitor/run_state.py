@@ -21,6 +21,8 @@ from scale.monitor.records import finite
 
 TRANSITIONS = 1000
 """Phase changes kept: the file is written every few seconds, and phases may alternate every step."""
+EVENTS = 200
+"""Events kept of each kind: a kind that comes every step must not drive out the others."""
 Status = Literal["initializing", "running", "paused", "completed", "failed", "cancelled"]
 """paused: stopped on request with a checkpoint, to be continued by the same command."""
 
@@ -53,7 +55,8 @@ class Event:
 class RunState:
     """All fields of run_state.json. Units: bytes, degrees Celsius, watts, percent; None where there is no GPU or git.
 
-    `phase_transitions` holds the last `TRANSITIONS` ones.
+    `phase_transitions` holds the last `TRANSITIONS` ones, `events` the last `EVENTS` of each kind; `events_left_out` counts
+    the earlier ones, by kind.
     """
 
     run_name: str
@@ -86,6 +89,7 @@ class RunState:
     git_branch: str | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
+    events_left_out: dict[str, int] = field(default_factory=dict)
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
@@ -97,7 +101,7 @@ class RunState:
         self.steps_per_second = 1000 / row["step_time_ms"] if row["step_time_ms"] else None
         if row["phase"] is not None and row["phase"] != self.phase:
             self.phase = row["phase"]
-            self.phase_transitions.append(Transition(self.step, row["phase"], now()))
+            self.phase_transitions.append(Transition(self.step, row["phase"], _when(row["timestamp"])))
             del self.phase_transitions[:-TRANSITIONS]
         val_loss = finite(row["val_loss"])
         if val_loss is not None and (self.best_val_loss is None or val_loss < self.best_val_loss):
@@ -106,6 +110,10 @@ class RunState:
     def note(self, kind: str, text: str) -> None:
         """Add an event at the present step."""
         self.events.append(Event(self.step, kind, text, now()))
+        same = [event for event in self.events if event.kind == kind]
+        if len(same) > EVENTS:
+            self.events.remove(same[0])
+            self.events_left_out[kind] = self.events_left_out.get(kind, 0) + 1
 
     def end(self, status: Status, error_message: str | None = None) -> None:
         """The run has stopped, for good or to be continued."""
@@ -114,10 +122,11 @@ class RunState:
     def resume(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Go back to the checkpoint of `step`: what came after it has not happened. `rows`: metrics cut to that step."""
         kept = [transition for transition in self.phase_transitions if transition.step <= step]
+        self.phase_transitions = []
         self.best_val_loss = self.best_val_step = self.phase = None
         for row in rows:
             self.observe(row)
-        self.step, self.phase_transitions = step, kept
+        self.step, self.phase_transitions = step, kept or self.phase_transitions
         self.status, self.error_message, self.ended_at = "running", None, None
 
     def save(self, path: Path) -> None:
@@ -132,7 +141,7 @@ class RunState:
         """Read back. Raises ScaleError naming the field for anything missing, unknown or of another type."""
         try:
             raw = path.read_bytes()
-            missing = set(cls.__dataclass_fields__) - set(json.loads(raw))
+            missing = set(cls.__dataclass_fields__) - set(json.loads(raw)) - _NEW
             if missing:
                 raise ScaleError(f"{path}: field {min(missing)} is missing")
             return _ADAPTER.validate_json(raw)
@@ -147,6 +156,13 @@ class RunState:
 
 
 _ADAPTER = TypeAdapter(RunState)
+_NEW = {"events_left_out"}
+"""Fields that a run state of an older version lacks."""
+
+
+def _when(timestamp: float) -> str:
+    """Seconds since 1970 as `now` writes them."""
+    return datetime.fromtimestamp(timestamp, UTC).isoformat(timespec="seconds")
 
 
 def read_gpu() -> dict[str, int | float | None]:

@@ -87,7 +87,7 @@ def main(root: Path) -> None:
         deaths, n = deaths + 1, n + 1
     newest, folder = 0, root / "random"
     for _ in range(15):  # the same folder over and over
-        deaths += fork(None, folder, newest + 1, 10_000, random.uniform(0.005, 0.15))
+        deaths += fork(None, folder, newest + 1, 10_000, random.uniform(0.005, 0.3))
         newest = check(folder, newest)
     assert newest > 3, "the random writers never got to write anything"
     good = latest_good(folder, print)

@@ -1,6 +1,8 @@
 """Saving, rotating, failing and being killed."""
 
 import errno
+import json
+import math
 import os
 import random
 import shutil
@@ -30,6 +32,16 @@ def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
         "count": torch.tensor(2**62 + seed),
         "mask": torch.tensor([True, False]),
     }
+
+
+def test_a_state_with_numbers_that_json_does_not_know_is_strict_json_and_comes_back(tmp_path: Path) -> None:
+    store = Checkpoints(tmp_path, 3, 0)
+    store.save(1, {}, {"best": math.inf, "loss": [math.nan, -math.inf, 1.5]}, None)
+    store.wait()
+    text = (tmp_path / "step_00000001" / "state.json").read_text()
+    json.loads(text, parse_constant=pytest.fail)
+    found = store.saved()[0].state()
+    assert found["best"] == math.inf and math.isnan(found["loss"][0]) and found["loss"][1:] == [-math.inf, 1.5]
 
 
 def save(store: Checkpoints, step: int, val_loss: float | None = None) -> None:

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 FLOORS = [
     ["errors"],
     ["files"],
+    ["sealed"],
     ["protocols"],
     ["config"],
     ["hardware"],
@@ -27,7 +28,7 @@ FLOORS = [
     ["evaluate"],
     ["monitor"],
     ["trainer"],
-    ["checks", "choices"],
+    ["checks", "choices", "same_run"],
     ["facts"],
     ["build", "load"],
     ["plan"],

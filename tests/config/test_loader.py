@@ -141,14 +141,27 @@ def test_an_override_changes_one_alias_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\xff\xfe", "is not UTF-8"),
-        (b"- 1\n", "expected a mapping of keys, found list"),
-        (b"", "version: is required"),
+        (b"\xe7", ":1: byte 0xe7 is not UTF-8"),
+        (MINIMAL.encode("utf-16"), "is UTF-16; save the file as UTF-8"),
+        (MINIMAL.encode("utf-16-le"), ":1: holds the control character 0x00; save the file as plain UTF-8 text"),
+        (MINIMAL.encode("utf-32"), "is UTF-32; save the file as UTF-8"),
+        (b"\x1f\x8b\x08", "is a gzip archive; save the file as UTF-8"),
+        (b"a: 1\nb: \x07\n", ":2: holds the control character 0x07"),
+        (b"- 1\n", "expected a mapping of keys such as `name: mine`, found a list"),
+        (b"hello\n", "expected a mapping of keys such as `name: mine`, found 'hello'"),
+        (b"3\n", "expected a mapping of keys such as `name: mine`, found 3"),
+        (b"", "is empty (a run needs version, kind, name, model, data, batch and train)"),
+        (b"# nothing\n", "is empty (a run needs version"),
+        (b"version: 1\n", "kind, name, model, data, batch and train are required"),
+        (b"a:\n\tb: 1\n", ":2: not valid YAML (a tab; indent with spaces)"),
+        (b"a: 1\n---\nb: 2\n", ":2: not valid YAML (a second document after ---; one file holds one)"),
+        (b"a: *x\n", ":1: not valid YAML (found undefined alias 'x')"),
     ],
 )
 def test_unreadable_files(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "a.yaml").write_bytes(content)
-    assert message in fails(tmp_path / "a.yaml")
+    said = fails(tmp_path / "a.yaml")
+    assert "\n" not in said and said.startswith(str(tmp_path / "a.yaml")) and message in said
     assert "no such file" in fails(tmp_path / "missing.yaml")
 
 
@@ -182,6 +195,28 @@ def test_messages_say_line_key_value_and_fix(
     place = f"{path}: " if line is None else f"{path}:{line}: "
     lines = fails(path).splitlines()
     assert any(said.startswith(place) and message in said for said in lines), lines
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("name=../evil", "expected 1 to 100 letters, digits, dots, dashes or underscores, a letter or digit first"),
+        ("optim.lr=fast", "expected a number"),
+        ("optim.lr=true", "expected a number, not true or false"),
+        ("seed=false", "expected a number, not true or false"),
+        ("optim.lr=.nan", "expected a finite number"),
+        ("seed=1.5", "expected a whole number"),
+        ("seed=x", "expected a whole number"),
+        ("seed=-1", "should be greater than or equal to 0"),
+        ("monitor.progress=maybe", "expected true or false"),
+        ("data.curriculum=[{}]", "until and seq_len are required"),
+        ("extends=a.yaml", "`extends` works in files only"),
+    ],
+)
+def test_messages_are_in_the_words_of_a_config(minimal: Path, override: str, said: str) -> None:
+    message = fails(minimal, override)
+    assert message.startswith("command line: ") and override.partition("=")[0] in message and said in message
+    assert "\n" not in message and not any(word in message for word in ("[A-Z", "valid", "parse", "Input", "String"))
 
 
 def test_messages_name_the_file_the_value_came_from(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ def exchange(ranks):
         "any": [ranks.any(False), ranks.any(ranks.rank == 1)],
         "gather": ranks.gather({"rank": ranks.rank, "text": "ä" * ranks.rank}),
         "lead": ranks.lead(lambda: [ranks.rank, "only rank 0 runs this"]),
+        "long": [len(text) for text in ranks.gather("x" * 100_000 * ranks.rank)],
+        "empty": ranks.lead(lambda: None),
     }
 
 
@@ -26,6 +28,8 @@ def test_every_rank_sees_the_same():
         "any": [False, True],
         "gather": [{"rank": r, "text": "ä" * r} for r in range(3)],
         "lead": [0, "only rank 0 runs this"],
+        "long": [0, 100_000, 200_000],
+        "empty": None,
     }
     assert results == [expected] * 3
 

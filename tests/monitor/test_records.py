@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scale.errors import ScaleError
+from scale.monitor.kept import BrokenRows
 from scale.monitor.records import FIELDS, TIME_FIELDS, WINDOW, Metrics, entropy, finite, read_rows
 from scale.protocols import Score, StepKind, StepReport
 
@@ -212,6 +213,29 @@ def test_a_broken_line_in_the_middle_is_named_and_nothing_is_lost(tmp_path: Path
     with pytest.raises(ScaleError, match="line 2 is no metrics row"):
         metrics.cut(1)
     assert metrics.path.read_text() == text
+
+
+def test_what_a_checkpoint_counted_is_checked_line_by_line(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path / "m")
+    _run(metrics, 1, 4)
+    kept, text = metrics.kept.to_json(), metrics.path.read_bytes()
+    _run(metrics, 5, 6)
+    metrics.path.write_bytes(metrics.path.read_bytes() + b"\0garbage\n\n{")  # after the checkpoint: done again anyway
+    again = Metrics(metrics.path)
+    again.cut(4, kept)
+    assert metrics.path.read_bytes() == text and again.kept.to_json() == kept
+    lines = text.splitlines(keepends=True)
+    for broken in (lines[1:], lines[:3], [lines[0], *lines[2:]], [*lines, lines[3]], [*lines[:3], b"x\n"]):
+        content = b"".join(broken)
+        if broken[:4] == lines:
+            continue
+        metrics.path.write_bytes(content)
+        with pytest.raises(BrokenRows, match=r"rows up to step 4|line 4 is no metrics row"):
+            Metrics(metrics.path).cut(4, kept)
+        assert metrics.path.read_bytes() == content
+    metrics.path.write_bytes(b"".join(lines).replace(b'"step": ', b'"step": 10'))
+    again.cut(4, kept)  # no row up to the step is left: nothing to keep
+    assert metrics.path.read_bytes() == b"" and again.kept.rows == 0
 
 
 def test_each_row_is_readable_at_once(tmp_path: Path) -> None:

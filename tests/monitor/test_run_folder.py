@@ -1,5 +1,7 @@
 """One writer per run folder, and files that are old or new but never half."""
 
+import json
+import math
 import multiprocessing
 import os
 import re
@@ -9,10 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from scale import files
 from scale.errors import EXIT_USAGE, ScaleError, UsageError
-from scale.files import write_atomic
+from scale.files import from_json, to_json, write_atomic
 from scale.monitor.run_folder import RunFolder, new_name
 
 HOLD = """
@@ -161,3 +165,16 @@ def test_write_atomic_is_whole_when_killed(tmp_path: Path) -> None:
             assert len(text) == 200_000 and len(set(text)) == 1
     write_atomic(path, "last")
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+@given(st.recursive(st.floats() | st.text() | st.integers() | st.none() | st.booleans(), st.lists, max_leaves=20))
+def test_strict_json_gives_every_number_back(value: object) -> None:
+    text = to_json({"x": value, "pair": (value, math.nan)})
+    strict = json.loads(text, parse_constant=pytest.fail)  # as other languages read it
+    assert isinstance(strict, dict)
+    back = from_json(text)
+    assert repr(back["x"]) == repr(value) and math.isnan(back["pair"][1])
+
+
+def test_states_with_nan_of_older_checkpoints_are_read() -> None:
+    assert math.isnan(from_json('{"x": NaN}')["x"]) and from_json("[-Infinity]") == [-math.inf]

@@ -77,6 +77,28 @@ def test_phases_that_alternate_for_ever_do_not_fill_the_file(tmp_path: Path) -> 
     assert [t.step for t in state.phase_transitions] == list(range(203, 1203))
 
 
+def test_events_that_come_every_step_do_not_fill_the_file_nor_drive_out_the_others(tmp_path: Path) -> None:
+    state = RunState("demo", "abc")
+    state.note("resume", "resumed from step 3")
+    for step in range(1, 1203):
+        state.step = step
+        state.note("skipped_step", f"step {step} skipped")
+    kept = [event.step for event in state.events if event.kind == "skipped_step"]
+    assert kept == list(range(1003, 1203)) and state.events[0].kind == "resume"
+    assert state.events_left_out == {"skipped_step": 1002}
+    state.save(tmp_path / "run_state.json")
+    assert RunState.load(tmp_path / "run_state.json") == state
+
+
+def test_a_run_state_of_an_older_version_loads(tmp_path: Path) -> None:
+    path = tmp_path / "run_state.json"
+    RunState("demo", "abc").save(path)
+    body = json.loads(path.read_text())
+    del body["events_left_out"]
+    path.write_text(json.dumps(body))
+    assert RunState.load(path).events_left_out == {}
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [
