@@ -27,6 +27,7 @@ _BATCH_DOCUMENTS = 4096
 _BATCH_BYTES = 8_000_000
 
 DUPLICATE, EMPTY, NOTHING_LEARNED = "exact duplicates", "empty", "nothing to learn"
+UNKNOWN = "words or characters that the tokenizer does not know"
 
 
 class Tokenised(NamedTuple):
@@ -54,7 +55,7 @@ def write_store(
     with closing(StoreWriter(folder, choose_dtype(dtype, vocab_size))) as writer:
         divider = Divider(held_out, writer)
         with _progress_bar(place, progress) as advance:
-            for document in _tokenised(_distinct(documents(source), dropped), tokenizer, place):
+            for document in _tokenised(_distinct(documents(source), dropped), tokenizer, place, dropped):
                 _check_ids(document, vocab_size)
                 if _learnable(document):
                     divider.add(document)
@@ -107,15 +108,17 @@ def _batches(every: Iterable[RawDocument]) -> Iterator[list[RawDocument]]:
 
 
 def _tokenised(
-    every: Iterable[RawDocument], tokenizer: PreTrainedTokenizerFast | None, place: str
+    every: Iterable[RawDocument], tokenizer: PreTrainedTokenizerFast | None, place: str, dropped: Counter[str]
 ) -> Iterator[Tokenised]:
-    """Ids of each document; text gets its start and its end token, given ids stay as they are."""
+    """Ids of each document; text gets its start and its end token, given ids stay as they are. Counts what is unknown."""
     encoder = Encoder(tokenizer) if tokenizer is not None else None
     for batch in _batches(every):
         texts = [d.text for d in batch if d.text is not None]
         if texts and encoder is None:
             raise UsageError(f"{place}: is text and needs a tokenizer (data.tokenizer, or --tokenizer)")
         encoded = iter(encoder(texts) if encoder is not None else [])
+        if encoder is not None and encoder.unknown:
+            dropped[UNKNOWN] = encoder.unknown
         for document in batch:
             ids = document.ids
             if ids is None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.console import Console
 
-from scale.config.data import DataConfig, PackedSource, RawSource, Source, TokensSource
+from scale.config.data import DataConfig, PackedSource, RawSource, Source, TextSource, TokensSource
 from scale.data import tokenizer as tokenizers
 from scale.data.columns import RawDocument
 from scale.data.documents import FORMAT, Documents, Manifest, PackedRows, TokenStore
@@ -64,6 +64,9 @@ class Prepared:
 def prepare(config: DataConfig, progress: bool = True) -> Prepared:
     """Open every source, tokenising what the cache does not hold yet. Raises UsageError or ScaleError (disk full, Ctrl-C)."""
     names = config.source_names()
+    for source in config.sources:
+        if isinstance(source, TextSource):  # which reads every file of a folder
+            refuse_as_output(source, config.cache)
     shared = _shared_tokenizer(config, progress)
     pairs = [_open(source, shared, config, progress) for source in config.sources]
     tokenizer = _one_tokenizer(names, pairs, shared)

@@ -113,6 +113,8 @@ def _csv_rows(path: Path, delimiter: str | None, reader: ColumnReader | None) ->
 
 
 def _hugging_face_rows(source: HuggingFaceSource, reader: ColumnReader | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    from datasets.exceptions import DatasetsError
+
     data = _load_hugging_face(source)
     if reader is not None and data.column_names is not None:
         reader.check(data.column_names, source.path)
@@ -120,8 +122,8 @@ def _hugging_face_rows(source: HuggingFaceSource, reader: ColumnReader | None) -
     try:
         for n, row in enumerate(islice(data, source.max_documents)):
             yield f"{source.path}: row {n}", row
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UsageError(f"{source.path}: reading failed ({one_line(error)})") from None
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        raise UsageError(f"{source.path}: reading failed ({one_line(error.__cause__ or error)})") from None
 
 
 def _load_hugging_face(source: HuggingFaceSource) -> Any:
@@ -134,8 +136,9 @@ def _load_hugging_face(source: HuggingFaceSource) -> Any:
             name = str(local) if local.is_dir() else source.path
             return datasets.load_dataset(name, source.config, split=source.split, streaming=source.streaming)
         data = datasets.load_from_disk(str(local))
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise UsageError(f"{source.path}: cannot be loaded as a Hugging Face dataset ({one_line(error)})") from None
+    except (OSError, ValueError, RuntimeError, KeyError, datasets.exceptions.DatasetsError) as error:
+        reason = one_line(error.__cause__ or error)
+        raise UsageError(f"{source.path}: cannot be loaded as a Hugging Face dataset ({reason})") from None
     if isinstance(data, datasets.DatasetDict):
         if source.split not in data:
             raise UsageError(f"{source.path}: no split {source.split!r}; there are: {', '.join(data)}")

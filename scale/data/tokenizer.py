@@ -157,19 +157,51 @@ class Encoder:
     """Text to start token + ids + end-of-text, on all cores; a text that the tokenizer gives no id is an empty list.
 
     Without a start token no model would learn how a text begins.
-    Text is only text: a special token spelled out in a document is not parsed as one.
+    Text is only text: a special token spelled out in a document is not parsed as one. `unknown` counts what the vocabulary
+    does not have: unknown tokens, and characters that a tokenizer without one leaves out.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast):
         self._tokenizer = _bare(tokenizer)
         self._tokenizer.encode_special_tokens = True
         self._start_id, self._eos_id = start_id(tokenizer), tokenizer.eos_token_id
+        self._unknown_id, self._leaves_out = _unknown_id(tokenizer), _leaves_out(self._tokenizer)
+        self.unknown = 0
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
-        return [
-            [self._start_id, *encoding.ids, self._eos_id] if encoding.ids else []
-            for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        ]
+        encode = self._tokenizer.encode_batch if self._leaves_out else self._tokenizer.encode_batch_fast
+        encodings = encode(list(texts), add_special_tokens=False)
+        for text, encoding in zip(texts, encodings, strict=True):
+            if self._unknown_id is not None:
+                self.unknown += encoding.ids.count(self._unknown_id)
+            if self._leaves_out:
+                self.unknown += _uncovered(text, encoding.offsets)
+        return [[self._start_id, *encoding.ids, self._eos_id] if encoding.ids else [] for encoding in encodings]
+
+
+def _unknown_id(tokenizer: PreTrainedTokenizerFast) -> int | None:
+    """The id of what the vocabulary does not have, as the model of the tokenizer knows it."""
+    model = tokenizer.backend_tokenizer.model
+    if type(model).__name__ == "Unigram":
+        return tokenizer.unk_token_id
+    token = getattr(model, "unk_token", None)
+    return tokenizer.backend_tokenizer.token_to_id(token) if token else None
+
+
+def _leaves_out(tokenizer: Tokenizer) -> bool:
+    """Is it a BPE that has neither every byte nor a token for what it does not know?"""
+    from tokenizers import models, pre_tokenizers
+
+    model = tokenizer.model
+    if not isinstance(model, models.BPE) or model.unk_token or model.byte_fallback:
+        return False
+    return not set(pre_tokenizers.ByteLevel.alphabet()) <= tokenizer.get_vocab().keys()
+
+
+def _uncovered(text: str, offsets: Sequence[tuple[int, int]]) -> int:
+    """Characters of a text, white space aside, that are in no token."""
+    covered = {at for start, stop in offsets for at in range(start, stop)}
+    return sum(1 for at, character in enumerate(text) if at not in covered and not character.isspace())
 
 
 def _bare(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:

@@ -82,6 +82,30 @@ def test_every_command_says_what_it_did_not_read(here, capsys):
     assert all("files (.csv)" in text for text in out)
 
 
+def saved(model, folder, **options):
+    """A tokenizer of words between spaces, with another start than end so that neither is what is unknown."""
+    from tokenizers import Tokenizer, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(model)
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<end>", **options)
+    tokenizer.save_pretrained(str(folder))
+    return tokenizer
+
+
+def test_what_the_tokenizer_does_not_know_is_counted(here):
+    from tokenizers import models
+
+    Path("t.jsonl").write_text('{"text": "ab ba zebra"}\n{"text": "a b \\u4e2d\\u6587"}\n')
+    words = models.WordLevel({"ab": 0, "ba": 1, "a": 2, "b": 3, "<end>": 4, "[UNK]": 5}, unk_token="[UNK]")
+    pairs = models.BPE({"a": 0, "b": 1, "ab": 2, "<end>": 3, "e": 4}, [("a", "b")])
+    for name, model, unknown in (("words", words, 2), ("pairs", pairs, 4)):  # zebra, and the two signs; z r, and these
+        tokenizer = saved(model, name)
+        manifest = tokenize(source_from("t.jsonl"), f"store-{name}", tokenizer, 0.0, progress=False)
+        assert manifest.dropped["words or characters that the tokenizer does not know"] == unknown, name
+
+
 def test_the_store_counts_what_it_dropped(here):
     from scale.data import tokenizer
 

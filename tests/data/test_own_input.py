@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from scale.cli.main import main
+from scale.config.data import DataConfig
+from scale.data.prepare import prepare
 from scale.errors import UsageError
 from scale.files import refuse_same_place
 from tests.monitor.test_forecast import run_folder
@@ -76,6 +78,17 @@ def test_places_beside_the_input_are_free(here):
         "tokenize data/in.jsonl --out data/tokens --vocab-size 300",
     ):
         assert main(["data", *words.split()]) == 0
+
+
+def test_the_cache_is_never_read_as_text(here):
+    def prepared(path):
+        content = {"sources": [{"kind": "text", "path": path, "split": "line"}], "tokenizer": {"vocab_size": 270}}
+        return prepare(DataConfig.model_validate(content | {"cache": "data/cache"}), progress=False)
+
+    for path in ("data", "linked", ".", "data/**"):
+        with pytest.raises(UsageError, match=r"data/cache: .*; choose another place"):
+            prepared(path)
+    assert prepared("data/**/*.jsonl").names == prepared("data/deep").names == ["text"]
 
 
 def test_a_picture_never_replaces_the_records_of_its_run(tmp_path):

@@ -90,6 +90,19 @@ def test_hugging_face_saved_folder_split_and_limit(tmp_path):
     assert "no column 'txt'; there are: text, x; did you mean 'text'?" in error_of(**here, columns={"text": "txt"})
 
 
+@pytest.mark.parametrize(
+    "content", [b'{"text": "a", "text": "b"}', b'{"text": "a', '{"text": "a"}'.encode("utf-16"), b"\0"]
+)
+def test_broken_files_of_a_local_dataset_are_one_line(tmp_path, content):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "train.jsonl").write_bytes(content)
+    message = error_of(kind="huggingface", path=str(tmp_path / "d"))
+    assert (
+        message.startswith(f"{tmp_path / 'd'}: cannot be loaded as a Hugging Face dataset (")
+        and "occurred" not in message
+    )
+
+
 def test_hugging_face_streams_local_files(tmp_path):
     pytest.importorskip("datasets")
     (tmp_path / "d").mkdir()
