@@ -205,7 +205,7 @@ class PretrainRun(Strict):
         if epochs and len(sources) > 1 and not weighted:
             return content
         filled = [source if source.get("weight") is not None else {**source, "weight": 1.0} for source in sources]
-        return content | {"data": data | {"sources": filled}}
+        return {**content, "data": {**(data or {}), "sources": filled}}
 
     @model_validator(mode="after")
     def _check(self) -> PretrainRun:

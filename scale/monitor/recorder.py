@@ -69,12 +69,12 @@ class RunRecorder:
     def record(self) -> dict[str, Any]:
         """What a checkpoint keeps of the run folder, to find damage by; the rows so far are forced to disk."""
         self.metrics.settle()
-        known = {
+        known: dict[str, Any] = {
             "run_id": self.state.run_id,
             "started_at": self.state.started_at,
             "metrics": self.metrics.kept.to_json(),
+            "model": seal_hash(self.folder.model),
         }
-        known |= {"model": seal_hash(self.folder.model)}
         return known | ({"config": self._config_text} if self._config_text else {})
 
     def fresh(self) -> None:
