@@ -76,13 +76,13 @@ def test_scripts_that_pages_name_exist_and_answer():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 def test_the_launch_of_the_readme_gives_the_losses_of_the_first_run(elsewhere):
     """As the README says of the pair: fp32, 20 steps, one process and two ranks."""
     (launch,) = [c for c in commands("README.md") if c[0] == "launch/torchrun.sh"]
     (first,) = [c for c in commands("README.md") if c[:2] == ["scale", "train"] and "name=first" in c]
     for command in ([sys.executable, "-m", "scale.cli.main", *first[1:]], ["bash", str(ROOT / launch[0]), *launch[1:]]):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=1500)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         assert "completed: step 20 of 20" in done.stdout
     one, two = (
