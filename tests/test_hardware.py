@@ -253,8 +253,9 @@ def test_a_card_by_name_without_having_it() -> None:
         assert planned.facts == row == card(short.upper()), short
     h100 = Hardware.of("h100", count=8)
     assert (h100.count, h100.capability, h100.memory) == (8, (9, 0), 79 * GIB)
-    with pytest.raises(UsageError, match="GPU 'h1000' is not known: choose one of a100,"):
+    with pytest.raises(UsageError, match=r"GPU 'h1000' is not known \(did you mean h100\? choose one of a100,") as said:
         card("h1000")
+    assert "v100" not in str(said.value) and "t4" not in str(said.value)  # could not be planned with
 
 
 def test_memory_of_a_control_group(tmp_path: Path) -> None:

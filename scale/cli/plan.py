@@ -44,10 +44,16 @@ def _plan(args: argparse.Namespace) -> int:
         raise UsageError(f"--gpus {args.gpus}: expected 1 or more")
     if not 0 < args.mfu <= 1:
         raise UsageError(f"--mfu {args.mfu:g}: expected a share above 0 and at most 1, such as 0.4")
+    from scale.cards import card_to_plan
     from scale.config import load_config
 
+    card_to_plan(args.gpu)  # mistakes show before torch is imported
     config = load_config(args.config, args.overrides)
+    from scale.plan.hub import need_hub
+
+    need_hub(config)
     from scale.plan.advice import advise
+    from scale.plan.faster import faster
     from scale.plan.plan import make_plan
     from scale.plan.settle import planned
     from scale.plan.table import print_plan
@@ -55,7 +61,7 @@ def _plan(args: argparse.Namespace) -> int:
     hardware = planned(args.gpu)
     with _progress() as say:
         plan = make_plan(config, args.gpus, hardware, args.mfu, say)
-        knobs = advise(plan, say)
+        knobs = faster(plan, say) if plan.fits else advise(plan, say)
     if args.json:
         print(json.dumps(plan.to_json() | {"advice": [vars(knob) for knob in knobs]}, indent=2))
     else:

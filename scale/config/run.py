@@ -242,6 +242,16 @@ class PretrainRun(Strict):
                 )
         return self
 
+    def hub_names(self) -> dict[str, str]:
+        """What may be a name on the Hugging Face Hub, by key: of the model and of the tokenizer."""
+        tokenizer = self.data.tokenizer
+        names = {"model.path": self.model.path, "data.tokenizer.path": tokenizer.path if tokenizer else None}
+        return {key: name for key, name in names.items() if name is not None}
+
+    def hub_data(self) -> list[str]:
+        """Data sets that may be on the Hub."""
+        return [source.path for source in self.data.sources if source.kind == "huggingface"]
+
     @property
     def mixed_by_size(self) -> bool:
         """Are the sizes of the sources their weights? So an epoch is one pass over each of them."""

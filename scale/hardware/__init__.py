@@ -1,6 +1,6 @@
 """What this machine is, and what `auto` means on it."""
 
-from scale.hardware.cards import CARDS, Card, card, card_named
+from scale.cards import CARDS, Card, card, card_named
 from scale.hardware.choices import (
     Choice,
     choose_attention,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
+from scale.cards import Card, card, card_named
 from scale.errors import UsageError
-from scale.hardware.cards import Card, card, card_named
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,13 @@ MOST_GPUS = 16
 
 @dataclass(frozen=True)
 class Knob:
-    """A change and what came of it: `peak` bytes on one GPU, by a plan made with it."""
+    """A change and what came of it: `peak` bytes on one GPU, by a plan made with it; `speedup`: how many times as fast a step
+    should be, by `step_seconds`; None where that was not asked."""
 
     change: str
     peak: int
     fits: bool
+    speedup: float | None = None
 
 
 def advise(plan: Plan, say: Say = lambda text: None) -> list[Knob]:
@@ -34,7 +36,7 @@ def advise(plan: Plan, say: Say = lambda text: None) -> list[Knob]:
         return []
     tried: list[Knob] = []
     for values, gpus in _alone(plan):
-        knob = _try(plan, values, gpus, say)
+        knob = attempt(plan, values, gpus, say)
         if knob is not None:
             tried.append(knob)
         if sum(knob.fits for knob in tried) == ENOUGH:
@@ -86,7 +88,7 @@ def _together(plan: Plan, say: Say) -> list[Knob]:
         tries.insert(1, (values | {"compute.fsdp.offload": True}, gpus))
     found = []
     for changed, count in tries:
-        knob = _try(plan, changed, count, say)
+        knob = attempt(plan, changed, count, say)
         if knob is not None:
             found.append(knob)
         if knob is not None and knob.fits:
@@ -139,19 +141,23 @@ def _more_gpus(plan: Plan) -> Iterator[int]:
     yield from enough[:1] + [n for n in enough[1:] if n >= 2 * enough[0]][:1]
 
 
-def _try(plan: Plan, values: dict[str, Any], gpus: int, say: Say) -> Knob | None:
-    """Make the plan again with these values; None where they cannot be had."""
-    words = [f"{key}={_shown(value)}" for key, value in values.items() if _differs(plan, key, value)]
-    change = " ".join([*words, *([f"--gpus {gpus}"] if gpus != plan.settled.gpus else [])])
+def attempt(plan: Plan, values: dict[str, Any], gpus: int, say: Say) -> Knob | None:
+    """Make the plan again with these values at their dotted keys; None where they cannot be had."""
+    change = " ".join([named(plan, values), *([f"--gpus {gpus}"] if gpus != plan.settled.gpus else [])]).strip()
     say(f"trying {change}")
     try:
-        made = make_plan(_with(plan.settled.config, values), gpus, plan.settled.hardware, plan.mfu)
+        made = make_plan(changed_config(plan.settled.config, values), gpus, plan.settled.hardware, plan.mfu)
     except UsageError:
         return None
-    return Knob(change, made.memory.peak, made.fits)
+    return Knob(change, made.memory.peak, made.fits, plan.seconds / made.seconds)
 
 
-def _with(config: PretrainRun, values: dict[str, Any]) -> PretrainRun:
+def named(plan: Plan, values: dict[str, Any]) -> str:
+    """The overrides that a plan made with these values needs, as they are written on a command line."""
+    return " ".join(f"{key}={_shown(value)}" for key, value in values.items() if _differs(plan, key, value))
+
+
+def changed_config(config: PretrainRun, values: dict[str, Any]) -> PretrainRun:
     """The config with these values at their dotted keys."""
     content = config.model_dump()
     for key, value in values.items():

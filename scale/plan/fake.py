@@ -47,10 +47,21 @@ class _Ones(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
             return 1.0 if args[0].is_floating_point() else 1
+        if func is torch.ops.aten._grouped_mm.default:
+            return _grouped_product(*args, **(kwargs or {}))
         if func is torch.ops.aten.split.Tensor and args[0].is_meta and not isinstance(args[0], FakeTensor):
             with _disable_current_modes():  # 1,024 shards of each parameter, of which one is kept: seconds as fakes
                 return func(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+def _grouped_product(a: Tensor, b: Tensor, offs: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
+    """What a product of groups gives. Its kernels multiply fp32 as well, for which torch has no rule of shapes."""
+    rows, columns = a.shape[-2], b.shape[-1]
+    if a.dim() == b.dim() == 2:  # of each group its columns of `a` and rows of `b`
+        assert offs is not None
+        return a.new_empty(len(offs), rows, columns)
+    return a.new_empty(len(a), rows, columns) if a.dim() == b.dim() == 3 else a.new_empty(rows, columns)
 
 
 def fake_weights(name: str, shape: Size) -> Tensor:

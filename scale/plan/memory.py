@@ -17,9 +17,11 @@ from scale.parallel.optimizer import OptimizerSet
 from scale.protocols import Batch
 from scale.train.sums import sum_of
 
-PARTS = ("weights", "gradients", "optimizer", "activations", "gathered weights", "gradient exchange", "working memory")
-"""What one GPU holds. The first three live from step to step; gathered weights are what other ranks own; gradient exchange
-is whole gradients on their way into shards; working memory is what backward and optimizer hold for a moment."""
+PARTS = ("weights", "gradients", "optimizer", "prediction", "activations", "gathered weights", "gradient exchange",
+         "working memory")  # fmt: skip
+"""What one GPU holds. The first three live from step to step; prediction is what predictive training keeps beside them;
+gathered weights are what other ranks own; gradient exchange is whole gradients on their way into shards; working memory is
+what backward and optimizer hold for a moment."""
 HELD = PARTS[:3]
 
 _PART_OF: dict[Any, str] = {
@@ -67,6 +69,21 @@ class _Peak(MemTracker):
             sums["working memory"] += sums["optimizer"] - self.optimizer_states
             sums["optimizer"] = self.optimizer_states
         return sums
+
+    def _track_module_params_and_buffers(self, module: nn.Module, install_grad_hooks: bool = True) -> tuple[int, int]:
+        """As torch's, which puts hooks also on frozen parameters: those have no gradient to be told of, and refuse."""
+        sizes = super()._track_module_params_and_buffers(module, install_grad_hooks=False)
+        if install_grad_hooks:
+            for param in module.parameters():
+                if param.requires_grad and param not in self._param_to_grad_hook_handles:
+                    self._param_to_grad_hook_handles[param] = (
+                        param.register_hook(self._found_gradient),
+                        param.register_post_accumulate_grad_hook(lambda param: self._found_gradient(param.grad)),
+                    )
+        return sizes
+
+    def _found_gradient(self, gradient: Any) -> None:
+        self._update_and_maybe_create_winfos(gradient, _MemRefType.GRAD)
 
     def _update_peak_stats(self, peak_state: Any) -> None:  # called by the tracker after every operation
         parts = self.parts()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,12 +13,17 @@ from torch import nn
 from scale.config import PretrainRun
 from scale.hardware import Hardware
 from scale.models.size import Size, experts_of, flops_per_token, model_size
+from scale.parallel.footprint import trained_here
+from scale.parallel.fsdp import decoder_layers
 from scale.parallel.ranks import Ranks
 from scale.plan.fake import fake_ranks, fake_tensors, fake_weights
+from scale.plan.hub import need_hub
 from scale.plan.inputs import length
 from scale.plan.memory import Memory, fake_batch, trace_step
 from scale.plan.settle import Settled, make_root, make_strategy, settle
+from scale.plan.speed import Bill, bill_of, step_seconds
 from scale.plan.zero import zero_memory
+from scale.predict.weights.memory import ON_CPU, check_budget, footprint, on_device
 from scale.train.facts import total_flops
 
 USABLE = 0.92
@@ -44,6 +49,7 @@ class Plan:
     flops: float
     flops_per_token: float
     mfu: float
+    bill: Bill
     passes: str = ""
     """How often each source is seen, where the data were looked at."""
 
@@ -59,6 +65,11 @@ class Plan:
     def peak_flops(self) -> float:
         """Of one card, FLOP/s."""
         return float(self.settled.choices.peak_flops.value)
+
+    @property
+    def seconds(self) -> float:
+        """Of one step by the datasheets, to compare plans by. The days follow from `mfu` instead."""
+        return step_seconds(self.settled, self.bill)
 
     @property
     def days(self) -> float:
@@ -113,21 +124,26 @@ def make_plan(
     config: PretrainRun, gpus: int, hardware: Hardware, mfu: float = 0.4, say: Say = lambda text: None
 ) -> Plan:
     """Settle, trace, count. Raises UsageError for what cannot run on these cards; `say` hears what takes its time."""
-    steps, fill, passes = length(config)
+    need_hub(config)
     settled = settle(config, gpus, hardware)
+    steps, fill, passes = length(config)
     size = model_size(settled.model.module)
     active = active_parameters(settled.model.module, settled.model.config, size.total)
+    trained = trained_here(size, config.compute, settled.choices.strategy.value, gpus)
     flops = partial(flops_per_token, size, settled.model.config)
+    per_token = flops(config.data.seq_len)
+    bill = bill_of(settled, size, parameters_outside(settled.model.module, size.total), per_token)
     return Plan(
         settled=settled,
         size=size,
         active=active,
-        memory=measure(settled, say),
+        memory=with_prediction(measure(settled, say), config, trained),
         steps=steps,
         fill=fill,
         flops=total_flops(config, steps, fill, flops),
-        flops_per_token=flops(config.data.seq_len),
+        flops_per_token=per_token,
         mfu=mfu,
+        bill=bill,
         passes=passes,
     )
 
@@ -154,6 +170,24 @@ def measure(settled: Settled, say: Say) -> Memory:
         batch = fake_batch(settled.micro_rows, config.data.seq_len)
         offload = choices.strategy.value == "fsdp" and config.compute.fsdp.offload
         return trace_step(wrapped, strategy, batch, min(settled.accumulation, 2), config.optim.clip, offload)
+
+
+def with_prediction(memory: Memory, config: PretrainRun, numel: int) -> Memory:
+    """With what predictive training keeps for `numel` trained elements on one GPU, its working memory included: an upper
+    bound, as a look at the weights and a backward pass never meet. Raises UsageError where predict.guard.memory is less."""
+    predict = config.predict
+    if not predict.enabled:
+        return memory
+    parts = footprint(numel, predict.directions, predict.guard.offload, predict.use)
+    check_budget(predict.guard.memory, parts)
+    kept, beside = on_device(parts), parts.get(ON_CPU, 0)
+    at_peak = {**memory.at_peak, "prediction": kept}
+    return replace(memory, held={**memory.held, "prediction": kept}, at_peak=at_peak, host=memory.host + beside)
+
+
+def parameters_outside(model: nn.Module, total: int) -> int:
+    """Parameters that are in no decoder layer: embedding, head, last norm."""
+    return total - sum(p.numel() for layer in decoder_layers(model) for p in layer.parameters())
 
 
 def active_parameters(model: nn.Module, config: Any, total: int) -> int:

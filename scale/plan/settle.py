@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from scale.build import STRATEGIES
+from scale.cards import card_to_plan
 from scale.checks import check_length
 from scale.choices import Choices, Model, attention_of, choose_strategy, decide, kernels_of
 from scale.config import PretrainRun
@@ -57,11 +58,8 @@ class _Planned(Hardware):
 
 def planned(gpu: str) -> Hardware:
     """The card of this short name. Raises UsageError for an unknown one, or one without the peak that days follow from."""
+    card_to_plan(gpu)
     found = Hardware.of(gpu)
-    if found.peak("bf16") is None:
-        raise UsageError(
-            f"--gpu {gpu}: its datasheet knows no bf16 peak, from which FLOPs become days (use a newer card)"
-        )
     return _Planned(found.device, found.name, found.memory, found.cores, found.capability)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -25,8 +26,11 @@ def print_plan(plan: Plan, knobs: Sequence[Knob], console: Console | None = None
     console.print()
     console.print(_memory(plan))
     _print(console, _verdict(plan))
+    if plan.fits and knobs:
+        _print(console, "room to spare; by the datasheets (an estimate, nothing was measured) a step would be:")
     for knob in knobs:
-        _print(console, f"  {'fits' if knob.fits else 'too much'}: {knob.change}  (peak {_gib(knob.peak)} GiB)")
+        outcome = f"{knob.speedup:.2f}x as fast" if plan.fits else "fits" if knob.fits else "too much"
+        _print(console, f"  {outcome}: {knob.change}  (peak {_size(knob.peak)})")
     if knobs and not any(knob.fits for knob in knobs):
         _print(console, "  nothing tried here fits: use more or larger GPUs, shorter rows or a smaller model")
 
@@ -53,17 +57,19 @@ def _facts(plan: Plan) -> Mapping[str, Any]:
 
 def _memory(plan: Plan) -> Table:
     memory = plan.memory
-    table = Table("memory of one GPU", "in full (GiB)", "at the peak (GiB)", title=None)
+    unit, size = _unit(memory.peak)
+    shown = partial(_in, size)
+    table = Table("memory of one GPU", f"in full ({unit})", f"at the peak ({unit})", title=None)
     for column in table.columns[1:]:
         column.justify = "right"
-    for name in PARTS:
-        whole = _gib(memory.held[name]) if name in memory.held else ""
-        table.add_row(name, whole, _gib(memory.at_peak[name]))
+    for name in (name for name in PARTS if name != "prediction" or memory.at_peak[name]):
+        whole = shown(memory.held[name]) if name in memory.held else ""
+        table.add_row(name, whole, shown(memory.at_peak[name]))
     table.add_section()
-    table.add_row("peak", "", _gib(memory.peak))
-    table.add_row(f"usable of {_gib(plan.settled.hardware.memory)}", "", _gib(plan.usable))
+    table.add_row("peak", "", shown(memory.peak))
+    table.add_row(f"usable of {shown(plan.settled.hardware.memory)}", "", shown(plan.usable))
     if memory.host:
-        table.add_row("CPU memory for each GPU", _gib(memory.host), "")
+        table.add_row("CPU memory for each GPU", shown(memory.host), "")
     return table
 
 
@@ -91,8 +97,18 @@ def duration(days: float) -> str:
     return f"{days * 1440:.1f} minutes"
 
 
-def _gib(size: int) -> str:
-    return f"{size / 2**30:,.2f}"
+def _size(size: int) -> str:
+    unit, one = _unit(size)
+    return f"{_in(one, size)} {unit}"
+
+
+def _unit(size: int) -> tuple[str, int]:
+    """GiB, or MiB below one."""
+    return ("GiB", 2**30) if size >= 2**30 else ("MiB", 2**20)
+
+
+def _in(one: int, size: int) -> str:
+    return f"{size / one:,.2f}"
 
 
 def _print(console: Console, line: str) -> None:
