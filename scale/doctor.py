@@ -1,152 +1,70 @@
-"""`scale doctor`: what is installed, what `auto` would choose on this machine, and what is wrong, each with its fix.
-
-Packages are judged by their metadata, never by importing them: some take seconds, some raise anything on import.
-"""
+"""`scale doctor`: what is wrong, each with its fix, what is installed, and what `auto` would choose on this machine."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from importlib import metadata
+from collections.abc import Iterable
 from pathlib import Path
 
-from packaging.requirements import Requirement
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from scale.errors import EXIT_FAILED, EXIT_OK
+from scale.packages import extras, install_line, installed, package_problems
 
-DISTRIBUTION = "scale-trainer"
 LEAST_FREE = 2 * 10**9
 """Bytes; the first checkpoints of even a small run and its token cache want this much."""
 _MICRO_TOKENS = 8192
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
 
 
-@dataclass(frozen=True)
-class Unmet:
-    """A requirement that is not met; `installed` is the version that is there instead, if any."""
-
-    requirement: Requirement
-    installed: str | None
-
-    def __str__(self) -> str:
-        name, needed = self.requirement.name, self.requirement.specifier
-        if self.installed is None:
-            return f"{name} is not installed"
-        return f"{name} {self.installed} is installed, but {needed} is needed"
-
-
 def print_report() -> int:
-    """Print everything; the exit code says whether something is wrong."""
+    """The verdict first, then what is installed and what `auto` would choose; the exit code says whether something is wrong."""
     problems = [*package_problems(), *folder_problems(Path.cwd()), *token_problems(Path.cwd())]
     problems += kernels_problems([Path.cwd(), Path(__file__).parents[1]])
-    console = Console(soft_wrap=True)
-    _print_table(console, "installed", ("", "here", "needed"), installed())
-    _print_table(console, "extras", ("", "state", "installed by"), extras())
+    here: list[tuple[str, str, str]] = []
     try:
-        _print_table(console, "this machine", ("", "", ""), machine())
+        here = machine()
         problems += torch_problems()
     except Exception as error:  # torch or transformers itself is broken, in whatever way
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         problems.append(f"torch or transformers cannot be used ({reason}): install them anew")
+    console = Console(soft_wrap=True)
     for problem in problems:
         console.print(Text.assemble(("wrong: ", "bold red"), problem))
     if not problems:
         console.print("nothing is wrong")
+    console.print()
+    _print_packages(console)
+    if here:
+        _print_machine(console, here)
     return EXIT_FAILED if problems else EXIT_OK
 
 
-def _print_table(console: Console, title: str, header: Sequence[str], rows: Iterable[tuple[str, str, str]]) -> None:
-    table = Table(title=title, title_justify="left", show_header=any(header), box=None, pad_edge=False)
-    for name in header:
-        table.add_column(name, overflow="fold", no_wrap=name == "installed by")  # to be copied in one piece
+def _print_packages(console: Console) -> None:
+    """One line for what is needed, one for the extras that are here, one for those that are not."""
+    packages = ", ".join(f"{name} {version}" for name, version, _ in installed())
+    have, lack = extras()
+    console.print(Text(f"installed: {packages}"))
+    if have:
+        console.print(Text(f"extras installed: {', '.join(have)}"))
+    if lack:
+        how = install_line(["NAME"])
+        console.print(Text(f"extras not installed: {', '.join(lack)} (only for options that name them: {how})"))
+    console.print()
+
+
+def _print_machine(console: Console, rows: Iterable[tuple[str, str, str]]) -> None:
+    table = Table(title="this machine", title_justify="left", show_header=False, box=None, pad_edge=False)
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))  # Text: [extra] is no markup
-    console.print(table, "")
-
-
-def requirements(distribution: str, extra: str = "") -> list[Requirement]:
-    """What a distribution requires on this machine: always, or in addition for an extra."""
-    found = []
-    for requirement in map(Requirement, metadata.requires(distribution) or []):
-        marker = requirement.marker
-        always = marker is None or marker.evaluate({"extra": ""})
-        if always if not extra else (not always and marker is not None and marker.evaluate({"extra": extra})):
-            found.append(requirement)
-    return found
-
-
-def unmet(requirement: Requirement) -> list[Unmet]:
-    """Why a requirement, with its extras, is not met; empty if it is."""
-    installed = version(requirement.name)
-    if installed is None or not requirement.specifier.contains(installed, prereleases=True):
-        return [Unmet(requirement, installed)]
-    inner = [part for extra in sorted(requirement.extras) for part in requirements(requirement.name, extra)]
-    return [problem for part in inner for problem in unmet(part)]
-
-
-def version(distribution: str) -> str | None:
-    """Installed version, None if it is not installed."""
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def extra_names() -> list[str]:
-    """The extras of this framework."""
-    return metadata.metadata(DISTRIBUTION).get_all("Provides-Extra") or []
-
-
-def installed() -> list[tuple[str, str, str]]:
-    """Python and every package this framework cannot do without: name, version here, versions that do."""
-    if version(DISTRIBUTION) is None:
-        return [("python", platform.python_version(), "")]
-    python = ("python", platform.python_version(), metadata.metadata(DISTRIBUTION)["Requires-Python"])
-    needed = [(r.name, version(r.name) or "missing", str(r.specifier)) for r in requirements(DISTRIBUTION)]
-    return [python, (DISTRIBUTION, version(DISTRIBUTION) or "", ""), *needed]
-
-
-def extras() -> list[tuple[str, str, str]]:
-    """Name, state and pip line of every extra."""
-    if version(DISTRIBUTION) is None:
-        return []
-    rows = []
-    for extra in extra_names():
-        problems = [problem for r in requirements(DISTRIBUTION, extra) for problem in unmet(r)]
-        missing = ", ".join(p.requirement.name for p in problems if p.installed is None)
-        outdated = ", ".join(f"{p.requirement.name} {p.installed}" for p in problems if p.installed is not None)
-        parts = [f"missing: {missing}" if missing else "", f"does not fit: {outdated}" if outdated else ""]
-        rows.append((extra, "; ".join(filter(None, parts)) or "installed", _pip(extra)))
-    return rows
-
-
-def _pip(extra: str) -> str:
-    return f"pip install '{DISTRIBUTION}[{extra}]'"
-
-
-def package_problems() -> list[str]:
-    """Required packages that are missing or out of range, and installed optional ones out of range."""
-    if version(DISTRIBUTION) is None:
-        return [f"{DISTRIBUTION} is not installed: run pip install -e . in its checkout"]
-    problems = [
-        f"{problem}: pip install '{problem.requirement.name}{problem.requirement.specifier}'"
-        for requirement in requirements(DISTRIBUTION)
-        for problem in unmet(requirement)
-    ]
-    for extra in extra_names():
-        outdated = [p for r in requirements(DISTRIBUTION, extra) for p in unmet(r) if p.installed is not None]
-        problems += [f"{problem} for the extra {extra}: {_pip(extra)}" for problem in outdated]
-    return problems
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(table)
 
 
 def machine() -> list[tuple[str, str, str]]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import builtins
 import ctypes
 import os
+import re
 import shutil
+import subprocess
 import sys
 from collections import namedtuple
 from email.message import Message
@@ -16,9 +18,10 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
-from scale import doctor
+from scale import doctor, packages
 from scale.errors import EXIT_FAILED, EXIT_OK
 
+ROOT = Path(__file__).parents[1]
 REQUIRES = {
     "scale-trainer": [
         "torch>=2.11",
@@ -54,6 +57,7 @@ def versions(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     about["Requires-Python"] = ">=3.11"
     for extra in ("kernels", "fp8", "dev"):
         about["Provides-Extra"] = extra
+    monkeypatch.setattr(packages, "source_tree", lambda: None)  # as if installed from a wheel
     monkeypatch.setattr(metadata, "version", version)
     monkeypatch.setattr(metadata, "requires", lambda name: REQUIRES.get(name))
     monkeypatch.setattr(metadata, "metadata", lambda name: about)
@@ -62,11 +66,7 @@ def versions(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 def test_a_good_machine(versions: dict[str, str]) -> None:
     assert doctor.package_problems() == []
-    assert [(name, state) for name, state, _ in doctor.extras()] == [
-        ("kernels", "installed"),
-        ("fp8", "installed"),
-        ("dev", "installed"),
-    ]
+    assert doctor.extras() == (["kernels", "fp8"], [])
     assert doctor.installed()[1:] == [
         ("scale-trainer", "0.1.0", ""),
         ("torch", "2.13.0+cpu", ">=2.11"),
@@ -85,35 +85,56 @@ def test_outdated_and_missing_requirements(versions: dict[str, str]) -> None:
 
 def test_a_missing_extra_is_no_problem_but_an_outdated_one_is(versions: dict[str, str]) -> None:
     del versions["fast-kernels"]
-    assert doctor.extras()[0] == ("kernels", "missing: fast-kernels", "pip install 'scale-trainer[kernels]'")
-    assert doctor.extras()[2][1] == "missing: fast-kernels"  # dev takes kernels in
+    assert doctor.extras() == (["fp8"], ["kernels"])
     assert doctor.package_problems() == []
     versions["fast-kernels"] = "2.9"
-    assert doctor.extras()[0][1] == "does not fit: fast-kernels 2.9"
-    assert doctor.package_problems()[0] == (
+    assert doctor.extras() == (["fp8"], ["kernels"])
+    assert doctor.package_problems() == [
         "fast-kernels 2.9 is installed, but >=3 is needed for the extra kernels: pip install 'scale-trainer[kernels]'"
-    )
+    ]
 
 
 def test_extras_of_a_requirement_are_followed(versions: dict[str, str]) -> None:
     versions["wrapper-gpu"] = "1.9"
-    assert doctor.extras()[1][1] == "does not fit: wrapper-gpu 1.9"
+    assert doctor.extras() == (["kernels"], ["fp8"]) and "wrapper-gpu 1.9" in doctor.package_problems()[0]
     del versions["wrapper-gpu"]
-    assert doctor.extras()[1][1] == "missing: wrapper-gpu"
-    assert [str(u) for u in doctor.unmet(Requirement("wrapper"))] == []
+    assert doctor.extras() == (["kernels"], ["fp8"]) and doctor.package_problems() == []
+    assert [str(u) for u in packages.unmet(Requirement("wrapper"))] == []
 
 
 def test_not_installed_at_all(versions: dict[str, str]) -> None:
     versions.clear()
     assert [line.split(":")[0] for line in doctor.package_problems()] == ["scale-trainer is not installed"]
-    assert doctor.extras() == []
+    assert doctor.extras() == ([], [])
     assert len(doctor.installed()) == 1
 
 
-def test_the_real_extras_are_read_from_the_metadata() -> None:
-    assert {"deepspeed", "kernels", "quant", "dev"} <= set(doctor.extra_names())
-    assert [r.name for r in doctor.requirements("scale-trainer", "quant")] == ["bitsandbytes"]
-    assert "bitsandbytes" not in [r.name for r in doctor.requirements("scale-trainer")]
+def test_the_real_extras_are_read_from_the_source_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without any metadata, as when it runs by PYTHONPATH; from stale ones the extras of another day would be listed."""
+    real = metadata.version
+
+    def version(name: str) -> str:
+        if name == "scale-trainer":
+            raise metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setattr(metadata, "metadata", lambda name: pytest.fail("read"))
+    assert {"deepspeed", "kernels", "quant", "dev"} <= set(packages.extra_names())
+    assert [r.name for r in packages.requirements("scale-trainer", "quant")] == ["bitsandbytes"]
+    assert "bitsandbytes" not in [r.name for r in packages.requirements("scale-trainer")]
+    assert {"python", "scale-trainer", "torch"} <= {name for name, _, _ in packages.installed()}
+    assert doctor.package_problems() == []
+    assert packages.install_line(["quant"]) == f"pip install -e '{ROOT}[quant]'"
+
+
+def test_every_extra_is_named_by_an_error_that_asks_for_it_and_the_other_way_round() -> None:
+    """An extra that nothing reads would be offered for nothing."""
+    sources = "".join(path.read_text() for path in (ROOT / "scale").rglob("*.py"))
+    asked = set(re.findall(r"MissingExtra\([^)]*\"(\w+)\"\)", sources))
+    asked |= set(re.findall(r"MissingExtra\(\s*(?:[^()]|\([^()]*\))*?,\s*\"(\w+)\"", sources))
+    backends = {"torchao": "fp8", "te": "te"}  # asked for by variable, in scale/models/fp8.py
+    assert set(packages.extra_names()) - {"dev"} == asked | set(backends.values())
 
 
 @pytest.mark.parametrize(
@@ -201,9 +222,32 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_report(quiet: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor.print_report() == EXIT_OK
     out = capsys.readouterr().out
-    assert "pip install 'scale-trainer[tensorboard]'" in out  # in one piece, brackets and all
-    for word in ("python", "torch", "transformers", "compute.precision", "compute.recompute", "nothing is wrong"):
+    lines = out.splitlines()
+    assert lines[0] == "nothing is wrong"
+    for word in ("python", "torch", "transformers", "compute.precision", "compute.recompute"):
         assert word in out
+    about = [line for line in lines if line.startswith("extras")]
+    listed = [name for line in about for name in line.partition(": ")[2].partition(" (")[0].split(", ")]
+    assert sorted(listed) == sorted(name for name in packages.extra_names() if name != "dev")  # each once
+    have, lack = packages.extras()
+    assert len(about) == bool(have) + bool(lack)
+    assert not lack or about[-1].endswith("(only for options that name them: pip install 'scale-trainer[NAME]')")
+
+
+def test_a_bare_source_tree_is_no_fault() -> None:
+    """By PYTHONPATH, with the libraries but without metadata of the framework itself."""
+    program = (
+        "import sys; from importlib import metadata\n"
+        "found = metadata.version\n"
+        "def version(name):\n"
+        "    if name == 'scale-trainer': raise metadata.PackageNotFoundError(name)\n"
+        "    return found(name)\n"
+        "metadata.version = version\n"
+        "from scale.cli.main import main; sys.exit(main(['doctor']))"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.startswith("nothing is wrong\n") and "torch" in ran.stdout
 
 
 @pytest.mark.parametrize(
@@ -251,6 +295,6 @@ def test_packages_that_raise_on_import_are_judged_all_the_same(tmp_path: Path, m
     distribution(tmp_path, "transformer_engine", "99.0", needs)
     distribution(tmp_path, "transformer_engine_torch", "1.0")
     monkeypatch.syspath_prepend(str(tmp_path))
-    states = {name: state for name, state, _ in doctor.extras()}
-    assert states["te"] == "does not fit: transformer-engine-torch 1.0"
+    have, lack = doctor.extras()
+    assert "te" in lack and "fp8" in have
     assert sum("transformer-engine-torch 1.0 is installed, but >=2" in p for p in doctor.package_problems()) == 1

@@ -68,9 +68,11 @@ def _train(args: argparse.Namespace) -> int:
 
 def _train_here(args: argparse.Namespace) -> int:
     from scale.config import load_config
+    from scale.hub import need
 
     if os.environ.get("WORLD_SIZE", "1") == "1":  # mistakes in the config show before torch is imported
-        load_config(args.config, args.overrides)
+        early = load_config(args.config, args.overrides)
+        need(early.hub_names(), early.hub_data())
     from scale.parallel.ranks import join, leave, lost_peers_in_one_line
 
     if args.split < 1:
@@ -78,6 +80,7 @@ def _train_here(args: argparse.Namespace) -> int:
     with lost_peers_in_one_line():
         ranks = join(device=None)
         config = ranks.each(lambda: load_config(args.config, args.overrides))
+        ranks.each(lambda: need(config.hub_names(), config.hub_data()))
         if args.new:
             from scale.monitor.run_folder import new_name
 

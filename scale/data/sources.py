@@ -29,6 +29,7 @@ from scale.data.jsonl import object_lines, parse_object
 from scale.data.lines import paragraphs, text_lines, whole_file
 from scale.data.parquet import parquet_rows
 from scale.errors import UsageError
+from scale.hub import need
 
 _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
@@ -131,6 +132,7 @@ def _load_hugging_face(source: HuggingFaceSource) -> Any:
 
     local = Path(source.path).expanduser()
     saved = any((local / name).is_file() for name in ("state.json", "dataset_dict.json"))
+    need({}, [source.path])
     try:
         if not saved:
             name = str(local) if local.is_dir() else source.path

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from scale.data.files import one_line
 from scale.errors import UsageError
+from scale.hub import need
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -78,6 +79,7 @@ def load(path: str) -> PreTrainedTokenizerFast:
     local = Path(path).expanduser()
     if not local.exists() and (local.suffix == ".json" or path.startswith(("/", ".", "~"))):
         raise UsageError(f"{path}: no such file or folder (working folder {Path.cwd()})")
+    need({"tokenizer": path})
     try:
         if local.suffix == ".json":
             settings = local.parent / "tokenizer_config.json"
