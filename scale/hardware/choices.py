@@ -25,6 +25,11 @@ class Choice:
         return f"{self.value} ({self.reason})"
 
 
+def bytes_shown(size: float) -> str:
+    """GiB, or MiB below one."""
+    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
+
+
 def has_fp8(hardware: Hardware) -> bool:
     """Whether the device multiplies in FP8 (Ada, Hopper, Blackwell)."""
     return hardware.capability is not None and hardware.capability >= (8, 9)
@@ -161,7 +166,7 @@ def choose_loss(
     if asked != "auto":
         return Choice(asked, "asked for")
     size = tokens * vocab_size * 4 * 3
-    shown = f"all logits take about {size / 2**30:.2g} GiB"
+    shown = f"all logits take about {bytes_shown(size)}"
     if obstacle is not None:
         return Choice("full", f"{shown}; {obstacle}")
     return Choice("chunked" if size > LOGITS else "full", shown)
@@ -187,4 +192,4 @@ def choose_micro_rows(rows: int, seq_len: int, bytes_per_token: int, state_bytes
     if hardware.device == "cpu":
         most = min(most, max(1, 8192 // seq_len))  # beyond that a CPU's caches overflow and nothing is won
     size = max(n for n in range(1, min(rows, most) + 1) if rows % n == 0)
-    return Choice(str(size), f"about {size * seq_len * bytes_per_token / 2**30:.1f} GiB of activations")
+    return Choice(str(size), f"about {bytes_shown(size * seq_len * bytes_per_token)} of activations")

@@ -19,7 +19,7 @@ from scale.plan.speed import NODE, bill_of, step_seconds
 WORTH = 1.02
 """Times as fast as the plan, below which nothing is listed but a larger micro-batch, which then says that it gains little."""
 TRIES = 2
-"""Plans made at most for one line: the first is foreseen from the plan at hand, the second from the first."""
+"""Plans made at most for one line: the first is foreseen from the plan at hand, the second from both."""
 
 Values = dict[str, Any]
 
@@ -77,7 +77,7 @@ def _kinds(plan: Plan) -> Iterator[Values]:
 def _best(plan: Plan, kinds: Iterable[Values], say: Say) -> tuple[Values, Plan] | None:
     """The fastest setting by the estimate of those that fit by their own trace; which ones should is foreseen."""
     candidates = sorted(_candidates(plan, kinds), key=lambda candidate: (candidate.seconds, -candidate.micro))
-    traced: dict[str, Plan] = {}
+    traced: dict[str, list[Plan]] = {str({}): [plan]}
     best: tuple[Values, Plan] | None = None
     for _ in range(TRIES):
         limit = plan.seconds if best is None else best[1].seconds
@@ -92,7 +92,7 @@ def _best(plan: Plan, kinds: Iterable[Values], say: Say) -> tuple[Values, Plan] 
             made = make_plan(config, plan.settled.gpus, plan.settled.hardware, plan.mfu)
         except UsageError:
             continue
-        traced[str(chosen.values)] = made
+        traced.setdefault(str(chosen.values), []).append(made)
         if made.fits and made.seconds < limit:
             best = chosen.all_values, made
     return best
@@ -117,13 +117,18 @@ def _candidates(plan: Plan, kinds: Iterable[Values]) -> Iterator[_Candidate]:
             yield _Candidate(values, micro, changed, step_seconds(changed, bill))
 
 
-def _foreseen(plan: Plan, candidate: _Candidate, traced: dict[str, Plan]) -> float:
-    """Bytes at the peak: what moves with the rows in proportion to them, from a trace with the same other values, or from
-    the plan's with the estimates of activations and shares."""
-    near = traced.get(str(candidate.values), plan)
+def _foreseen(plan: Plan, candidate: _Candidate, traced: dict[str, list[Plan]]) -> float:
+    """Bytes at the peak, which are close to a straight line over the rows: through two traces with the same other values;
+    from one, with activations and working memory in proportion; from the plan's with the estimates of both."""
+    known = traced.get(str(candidate.values), [])
+    if len(known) > 1:
+        a, b = known[-2:]
+        slope = (b.memory.peak - a.memory.peak) / (b.settled.micro_rows - a.settled.micro_rows)
+        return b.memory.peak + slope * (candidate.micro - b.settled.micro_rows)
+    near = known[0] if known else plan
     parts, settled, changed = near.memory.at_peak, near.settled, candidate.settled
-    moving = parts["activations"] + parts["working memory"]
-    held = sum(parts[name] for name in HELD)
+    moving = float(parts["activations"] + parts["working memory"])
+    held = float(sum(parts[name] for name in HELD))
     still = near.memory.peak - moving - held
     moving *= activation_bytes(settled.model, changed.choices) / activation_bytes(settled.model, settled.choices)
     held *= _share(changed) / _share(settled)

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from scale.hardware.choices import bytes_shown
 from scale.monitor.progress import facts_table
 from scale.plan.advice import Knob
 from scale.plan.memory import PARTS
@@ -30,7 +31,7 @@ def print_plan(plan: Plan, knobs: Sequence[Knob], console: Console | None = None
         _print(console, "room to spare; by the datasheets (an estimate, nothing was measured) a step would be:")
     for knob in knobs:
         outcome = f"{knob.speedup:.2f}x as fast" if plan.fits else "fits" if knob.fits else "too much"
-        _print(console, f"  {outcome}: {knob.change}  (peak {_size(knob.peak)})")
+        _print(console, f"  {outcome}: {knob.change}  (peak {bytes_shown(knob.peak)})")
     if knobs and not any(knob.fits for knob in knobs):
         _print(console, "  nothing tried here fits: use more or larger GPUs, shorter rows or a smaller model")
 
@@ -95,11 +96,6 @@ def duration(days: float) -> str:
     if days * 24 >= 2:
         return f"{days * 24:.1f} hours"
     return f"{days * 1440:.1f} minutes"
-
-
-def _size(size: int) -> str:
-    unit, one = _unit(size)
-    return f"{_in(one, size)} {unit}"
 
 
 def _unit(size: int) -> tuple[str, int]:

@@ -57,18 +57,18 @@ def test_an_adapter(plan_of: Callable[..., Plan], family: str, gpus: int) -> Non
     made = plan_of(family, gpus, adapter=LORA)
     trained = 3 * (4 * (64 + 64) + 4 * (64 + 32))
     assert made.size.trainable == trained
-    held = made.memory.held
-    least = 4 * trained // gpus
-    assert least <= held["gradients"] <= 1.5 * least + 64 and held["optimizer"] <= 3 * least + 512
-    assert made.memory.at_peak["optimizer"] == held["optimizer"]
-    assert held["weights"] >= 4 * made.size.total // gpus
+    # rank 0 has its share of the rows of each matrix: two of 4 x 64, one of 64 x 4, one of 32 x 4 a layer
+    share = 3 * (-(-4 // gpus) * 64 * 2 + -(-64 // gpus) * 4 + -(-32 // gpus) * 4)
+    held, matrices = made.memory.held, 3 * 4
+    assert held["gradients"] == 4 * share and held["optimizer"] == 8 * share + 4 * matrices
+    assert made.memory.at_peak["optimizer"] == held["optimizer"] and held["weights"] >= 4 * made.size.total // gpus
 
 
 @pytest.mark.parametrize("gpus", [1, 2])
 def test_experts_in_fp32_and_bf16(plan_of: Callable[..., Plan], gpus: int) -> None:
     """On one GPU autocast leaves the stacked weights of experts in fp32, which their product takes as they are."""
     low, high = (plan_of("experts", gpus, compute={"precision": p}) for p in ("bf16", "fp32"))
-    assert 0 < low.memory.peak < high.memory.peak
+    assert low.memory.held == high.memory.held and low.fits and high.fits
 
 
 @pytest.mark.parametrize(("optim", "gpus"), [("adamw8bit", 1), ("muon", 1), ("muon", 2)])
