@@ -6,9 +6,14 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 """Wrong config, argument or input data: nothing was started."""
 EXIT_STOPPED = 75
-"""Stopped on request (SIGTERM, SIGUSR1, Ctrl-C) after writing a checkpoint: run the same command again to go on."""
+"""Stopped on request (SIGTERM, SIGUSR1, SIGHUP, Ctrl-C) after writing a checkpoint, or, but for Ctrl-C, before training
+began: run the same command again to go on."""
 EXIT_MEMORY = 76
 """One of several ranks ran out of memory: launchers start all again from the last checkpoint with smaller micro-batches."""
+EXIT_INTERRUPTED = 130
+"""Interrupted by Ctrl-C before training began, or by a second one: nothing was written since the last checkpoint."""
+EXIT_BROKEN_PIPE = 141
+"""The reader of the output has gone: the code of any program that SIGPIPE ends (128 + 13)."""
 
 
 class ScaleError(Exception):
@@ -50,3 +55,11 @@ class Elsewhere(ScaleError):
     def __init__(self, text: str, exit_code: int = EXIT_FAILED):
         super().__init__(text)
         self.exit_code = exit_code
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, in one line that is never empty or a bare number: with its kind, unless it is ours."""
+    text = " ".join(str(error).split())
+    if isinstance(error, ScaleError) and text:
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -55,11 +55,11 @@ def write_atomic(path: Path, text: str) -> None:
 
 @contextmanager
 def explained(target: Path) -> Iterator[None]:
-    """Turn failures of writing `target` into one line: full disk, read-only folder, Ctrl-C."""
+    """Turn failures of writing `target` into one line: full disk, read-only folder. An interruption says what was lost."""
     try:
         yield
-    except KeyboardInterrupt:
-        raise ScaleError(f"{target}: stopped by Ctrl-C; nothing was kept") from None
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(str(error) or f"{target}: nothing was kept") from None
     except ScaleError:
         raise
     except Exception as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ from scale.checkpoint.saved import newest_record
 from scale.checkpoint.store import Checkpoints, Saved
 from scale.config.optim import OptimConfig, ScheduleConfig, SpikeConfig
 from scale.config.run import CheckpointConfig, EarlyStop, ProfileConfig
+from scale.data.workers import dead_workers_in_one_line
 from scale.errors import ScaleError, UsageError
 from scale.files import write_atomic
 from scale.hardware import detect
@@ -25,13 +25,16 @@ from scale.parallel.ranks import lost_peers_in_one_line
 from scale.parallel.single import Single
 from scale.protocols import Judge, Monitor, Objective, Source, Stateful, Stepper, Strategy, Weights
 from scale.sealed import write_sealed
+from scale.streams import guarded_output
 from scale.train.loop import Loop, LoopSettings, Outcome
 from scale.train.profile import StepProfiler
 from scale.train.step import BackwardStepper, StepSettings
-from scale.train.stop import StopSignal
+from scale.train.stop import StopSignal, stop_file
 
 DYING_SAVE_SECONDS = 20
 """How long a failing rank waits for a save that the other ranks may never finish."""
+INTERRUPTED_SAVE_SECONDS = 1
+"""How long a run that ends at once waits for a save: one that is cut off leaves the checkpoint before."""
 PREDICTION = "predict/"
 """Names of the stepper's own tensors in a checkpoint."""
 
@@ -128,22 +131,29 @@ class Trainer:
             self.strategy.full_params,
         )
 
-    def fit(self) -> Outcome:
-        """Train to the end, or on from the newest good checkpoint. Raises ScaleError with one line if it cannot."""
-        with ExitStack() as held, StopSignal(self.ranks, stop_file()) as stop:
-            self.ranks.lead(lambda: self._begin(held))
-            outcome: Outcome | None = None
-            error: BaseException | None = None
+    def fit(self, stop: StopSignal | None = None) -> Outcome:
+        """Train to the end, or on from the newest good checkpoint. Raises ScaleError with one line if it cannot.
+
+        `stop`: the signals of a process that hears them from its start; without it they are heard while this runs.
+        """
+        stop = stop or StopSignal()
+        outcome: Outcome | None = None
+        error: BaseException | None = None
+        with guarded_output(goes_on=True), ExitStack() as held, stop.training(self.ranks, stop_file()):
             try:
-                with lost_peers_in_one_line():
+                with lost_peers_in_one_line(), dead_workers_in_one_line():
+                    self.ranks.barrier()  # a rank that was stopped on its way here is missed before anything is written
+                    self.ranks.lead(lambda: self._begin(held))
                     outcome = self._train(stop)
                 return outcome
             except BaseException as raised:
                 error = raised
                 raise
             finally:
-                self._let_the_last_save_end(error)
-                self.recorder.close(outcome, error)
+                try:
+                    self._let_the_last_save_end(error)
+                finally:
+                    self.recorder.close(outcome, error)
 
     def _train(self, stop: StopSignal) -> Outcome:
         kept = self.checkpoint
@@ -153,6 +163,8 @@ class Trainer:
         self._resume()
         self.recorder.start(self.loop.settings.steps, self.loop.done)
         if self.loop.done < self.loop.settings.steps:
+            if self.loop.stopped(stop):  # resuming and rehearsing take minutes each
+                return "stopped"
             self.stepper.rehearse(self.source)
         outcome = self.loop.run(stop)
         self.checkpoints.wait()
@@ -183,10 +195,12 @@ class Trainer:
     def _let_the_last_save_end(self, error: BaseException | None) -> None:
         """Before the lock goes: the next process removes what looks half-written. Its error is told by `wait` or not at
         all, as another one is on its way up. A save whose ranks are gone never ends."""
-        alone = self.ranks.world_size == 1
+        seconds = None if self.ranks.world_size == 1 or error is None else DYING_SAVE_SECONDS
+        if isinstance(error, KeyboardInterrupt):
+            seconds = INTERRUPTED_SAVE_SECONDS
         if hasattr(self, "checkpoints"):
             with suppress(ScaleError):
-                self.checkpoints.wait(None if alone or error is None else DYING_SAVE_SECONDS)
+                self.checkpoints.wait(seconds)
 
     def _save(self, step: int, val_loss: float | None) -> None:
         state: dict[str, Any] = {name: part.state_dict() for name, part in self.parts().items()}
@@ -239,9 +253,3 @@ class Trainer:
     def _seed(self, step: int) -> None:
         """Dropout and the like: other numbers on every rank."""
         seed_all((self.seed + 1_000_003 * self.ranks.rank + 7_919 * step) % 2**31)
-
-
-def stop_file() -> Path | None:
-    """The file by which a launcher asks the ranks to stop: SCALE_STOP_FILE in the environment."""
-    name = os.environ.get("SCALE_STOP_FILE")
-    return Path(name) if name else None

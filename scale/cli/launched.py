@@ -6,14 +6,22 @@ that the first error is the one shown; torchrun itself would turn every exit cod
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NoReturn
 
-from scale.errors import EXIT_FAILED, EXIT_OK, EXIT_STOPPED, Elsewhere, LostRank, ScaleError
+from scale.errors import EXIT_FAILED, EXIT_OK, EXIT_STOPPED, Elsewhere, LostRank, ScaleError, one_line
+from scale.train.stop import StopSignal
+
+EXIT_SECONDS = 4.0
+"""How long libraries may take for what they do at exit."""
 
 
 def error_line(error: ScaleError) -> str:
@@ -27,14 +35,22 @@ def prints_errors() -> bool:
     return "SCALE_OUTCOME" not in os.environ or os.environ.get("RANK") != "0"
 
 
-def end_rank(code: int) -> int:
-    """The exit code. A rank among others ends here and now, with everything written: at a normal exit the interpreter is
-    taken down beside threads of process groups that may still run, and now and then C++ aborts over one (exit -6)."""
-    if os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    return code
+def end_process(code: int) -> NoReturn:
+    """End here and now, with this exit code, all written and what libraries registered for the exit done: it takes seconds
+    to take the interpreter down after torch, and a rank is taken down beside threads of process groups that may still
+    run, so that now and then C++ aborts (exit -6). No signal makes another exit code of it any more."""
+    if threading.current_thread() is threading.main_thread():
+        for number in StopSignal.SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+    late = threading.Timer(EXIT_SECONDS, os._exit, [code])
+    late.daemon = True
+    late.start()
+    with suppress(Exception):  # of a library; a stream that is closed
+        atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(code)
 
 
 class Launcher:
@@ -52,24 +68,37 @@ class Launcher:
         self.tell(code, "stopped on request")
         return EXIT_OK
 
+    def tell_interrupted(self, code: int) -> None:
+        """Leave how a signal ended the rank before its time."""
+        if code == EXIT_STOPPED:
+            self.tell(code, "stopped on request before training began", lost=True)  # or over a rank that failed
+        else:
+            self.tell(EXIT_FAILED, f"rank {os.environ.get('RANK', '0')}: interrupted by Ctrl-C")
+
     def tell(self, code: int, text: str, lost: bool = False) -> None:
         """Leave the outcome, unless another rank has. `lost`: another rank is gone and knows more."""
         if self.outcome is None:
             return
         note = json.dumps({"rank": int(os.environ.get("RANK", "0")), "exit_code": code, "text": text, "lost": lost})
         aside = self.outcome.with_name(f"{self.outcome.name}.{os.getpid()}")
-        aside.write_text(note, encoding="utf-8")
-        try:
+        with suppress(
+            OSError
+        ):  # a full disk must not hide what the rank has to say; FileExistsError: another was first
+            aside.write_text(note, encoding="utf-8")
             os.link(aside, self.outcome)  # whole or not at all, and only once
-        except FileExistsError:
-            pass
-        finally:
+        with suppress(OSError):
             aside.unlink()
 
 
+def end_interrupted(code: int) -> None:
+    """End the process at once, with this exit code. A launcher knows."""
+    Launcher().tell_interrupted(code)
+    os._exit(code)
+
+
 @contextmanager
-def told_to_launcher() -> Iterator[Launcher]:
-    """Whatever ends the rank, its launcher knows."""
+def told_to_launcher(stop: StopSignal | None = None) -> Iterator[Launcher]:
+    """Whatever ends the rank, its launcher knows. `stop`: the signals of this process, if it hears them."""
     launcher = Launcher()
     try:
         yield launcher
@@ -87,9 +116,10 @@ def told_to_launcher() -> Iterator[Launcher]:
         launcher.tell(EXIT_FAILED, f"rank {os.environ.get('RANK', '0')}: {text}")
         raise ScaleError(text) from error
     except BaseException as error:
-        launcher.tell(
-            EXIT_FAILED, " ".join(f"rank {os.environ.get('RANK', '0')}: {type(error).__name__}: {error}".split())
-        )
+        if stop is not None and stop.exit_code is not None:
+            launcher.tell_interrupted(stop.exit_code)
+        else:
+            launcher.tell(EXIT_FAILED, f"rank {os.environ.get('RANK', '0')}: {one_line(error)}")
         raise
 
 

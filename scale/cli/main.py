@@ -5,25 +5,38 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
 from scale import __version__
-from scale.cli import data, forecast, model, plan, train
 from scale.cli.characters import cannot_encode, print_everything
-from scale.cli.launched import end_rank, error_line, prints_errors
+from scale.cli.last_resort import LastResort
+from scale.cli.launched import end_interrupted, end_process, error_line, prints_errors
 from scale.cli.quiet import quiet_libraries
-from scale.cluster.lifeline import die_with_launcher
-from scale.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, Elsewhere, ScaleError
+from scale.errors import (
+    EXIT_BROKEN_PIPE,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_USAGE,
+    Elsewhere,
+    ScaleError,
+    one_line,
+)
+from scale.lifeline import die_with_launcher
+from scale.streams import guarded_output, open_standard_streams
+from scale.train.stop import StopSignal, stop_file
 
 EXIT_CODES = """\
 exit codes:
   0   done
   1   failed (the last line says why)
   2   wrong config, argument or data; nothing was started
-  130 interrupted by Ctrl-C before training began
-  75  stopped on request after writing a checkpoint: run the same command again to go on
+  130 interrupted by Ctrl-C before training began, or by a second Ctrl-C
+  75  stopped on request after writing a checkpoint, or before training began: run the same command again to go on
   76  one of several ranks ran out of memory: launchers start again with smaller micro-batches
+  141 the reader of the output (head, less) has gone; a run that trains goes on
 """
 
 
@@ -36,6 +49,8 @@ class Parser(argparse.ArgumentParser):
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all verbs; each sub-parser sets `run`, a function of the namespace that returns the exit code."""
+    from scale.cli import data, forecast, model, plan, train
+
     parser = Parser(
         prog="scale",
         description="Train language models from one laptop to a GPU cluster.",
@@ -54,12 +69,53 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point. Returns the exit code."""
+    """Entry point. Returns the exit code; without arguments it is the program and ends the process with it."""
+    stop = StopSignal(phase="before")
+    end = LastResort(stop, end_interrupted, stop_file())
+    if arguments is None:
+        _program(stop, end)
+    with stop, end:
+        return _run(arguments, stop)
+
+
+def _program(stop: StopSignal, end: LastResort) -> NoReturn:
+    code = EXIT_FAILED
+    try:
+        stop.__enter__()
+        end.__enter__()
+        die_with_launcher()
+        # GNU OpenMP lets waiting threads spin for long: two runs on the same cores then starve each other
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        open_standard_streams()
+        code = _run(sys.argv[1:], stop)
+    except SystemExit as error:  # of argparse
+        code = error.code if isinstance(error.code, int) else EXIT_FAILED
+    except KeyboardInterrupt as error:
+        code = _interrupted(stop, error)
+    except BaseException:
+        traceback.print_exc()
+    stop.phase = "after"
+    end_process(code)
+
+
+def _run(arguments: Sequence[str] | None, stop: StopSignal) -> int:
+    """Exit code of a verb, whose errors are told in one line."""
     print_everything()
-    die_with_launcher()
     quiet_libraries()
-    # GNU OpenMP lets waiting threads spin for long: two runs on the same cores then starve each other
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    with guarded_output() as output:
+        try:
+            code = _call(arguments, stop)
+            sys.stdout.flush()
+            return code
+        except BaseException as error:
+            if stop.exit_code is not None or isinstance(error, KeyboardInterrupt):
+                return _interrupted(stop, error)  # whatever a library has made of it
+            if output.reader_gone:
+                return EXIT_BROKEN_PIPE
+            return _failed(error)
+
+
+def _call(arguments: Sequence[str] | None, stop: StopSignal) -> int:
     parser = make_parser()
     args, rest = parser.parse_known_args(arguments)
     if hasattr(args, "overrides"):  # argparse takes positional arguments only before the options
@@ -67,26 +123,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rest = [word for word in rest if word not in args.overrides]
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    args.stop = stop
     try:
-        return end_rank(int(args.run(args) or EXIT_OK))
-    except Elsewhere as error:
-        return end_rank(error.exit_code)
-    except ScaleError as error:
+        return int(args.run(args) or EXIT_OK)
+    except SystemExit as error:  # no verb of ours ends like this
+        raise ScaleError(f"a library ended the program: {one_line(error)}") from error
+
+
+def _interrupted(stop: StopSignal, error: BaseException) -> int:
+    by = f" by {stop.reason}" if stop.reason not in (None, "SIGINT") else ""
+    what = f": {error}" if isinstance(error, KeyboardInterrupt) and str(error) else ""
+    if prints_errors():
+        print(f"scale: interrupted{by}{what}", file=sys.stderr)
+    return stop.exit_code or EXIT_INTERRUPTED
+
+
+def _failed(error: BaseException) -> int:
+    """Exit code of an error that a user can understand; raises every other one again."""
+    if isinstance(error, Elsewhere):
+        return error.exit_code
+    if isinstance(error, ScaleError):
         if prints_errors():
             print(f"scale: error: {error_line(error)}", file=sys.stderr)
-        return end_rank(error.exit_code)
-    except BrokenPipeError:
-        return EXIT_OK  # the reader of our output (head, less) has seen enough
-    except KeyboardInterrupt:
-        print("scale: interrupted", file=sys.stderr)
-        return 130
-    except UnicodeEncodeError as error:
+        return error.exit_code
+    if isinstance(error, UnicodeEncodeError):
         print(f"scale: error: {cannot_encode(error)}", file=sys.stderr)
         return EXIT_FAILED
-    except OSError as error:
+    if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         print(f"scale: error: {place}{' '.join((error.strerror or str(error)).split())}", file=sys.stderr)
         return EXIT_FAILED
+    raise error
 
 
 if __name__ == "__main__":

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 from pathlib import Path
 from typing import Any
 
-from scale.errors import EXIT_OK, EXIT_STOPPED, UsageError
+from scale.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, UsageError
+from scale.streams import guarded_output
 
 
 def add_commands(verbs: Any) -> None:
@@ -61,7 +61,7 @@ def add_commands(verbs: Any) -> None:
 def _train(args: argparse.Namespace) -> int:
     from scale.cli.launched import told_to_launcher
 
-    with told_to_launcher() as launcher:
+    with told_to_launcher(args.stop) as launcher, guarded_output(goes_on=True):
         code = _train_here(args)
         return launcher.exit_code(code)
 
@@ -87,21 +87,19 @@ def _train_here(args: argparse.Namespace) -> int:
             config = config.model_copy(update={"name": ranks.lead(lambda: new_name(config.name))})
         from scale.build import build_trainer
         from scale.monitor.progress import facts_table
-        from scale.train.stop import StopSignal
 
         trainer = build_trainer(config, [key for key in args.allow_change.split(",") if key], ranks, args.split)
         if ranks.rank == 0:
             facts_table(trainer.recorder.facts)
-        outcome = "dry run" if args.dry_run else trainer.fit()
+        outcome = "dry run" if args.dry_run else trainer.fit(args.stop)
         ranks.barrier()  # none closes its connections while another still reads from them
     leave()
     if args.dry_run:
         return EXIT_OK
-    if outcome == "stopped":  # a scheduler that signals again must not turn our exit code into its own
-        for number in StopSignal.SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
     if ranks.rank == 0:
         print(f"{outcome}: step {trainer.loop.done} of {trainer.loop.settings.steps}, {trainer.folder.path}")
+    if outcome == "stopped" and trainer.loop.done == 0 and args.stop.reason == "SIGINT":
+        return EXIT_INTERRUPTED
     return EXIT_STOPPED if outcome == "stopped" else EXIT_OK
 
 

@@ -16,7 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from scale.cluster.lifeline import PARENT, die_with
+from scale.lifeline import PARENT, die_with
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def main() -> int:
     die_with(order.parent)
     os.environ[PARENT] = str(os.getpid())  # of the ranks
     # the supervisor decides; a scheduler that signals every process must not kill the ranks by way of the agent
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
     logging.basicConfig(filename=Path(order.logs, "agent.log"), level=logging.WARNING)
     report = _run(order)

@@ -7,10 +7,12 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from scale.cluster.killed import by_signal
 from scale.errors import EXIT_FAILED, EXIT_MEMORY, EXIT_OK, EXIT_STOPPED
 
 MEMORY_ATTEMPTS = 6
@@ -59,44 +61,46 @@ def read_outcome(path: Path) -> Outcome | None:
     return Outcome(code, text, bool(record.get("lost", False)))
 
 
-def judge(written: Outcome | None, ended: list[Ended], logs: str, stopping: bool = False) -> Outcome:
+def judge(
+    written: Outcome | None, ended: list[Ended], logs: str, stopping: bool = False, out_of_memory: str | None = None
+) -> Outcome:
     """Why an attempt ended: a rank's own word first, then a signal that killed one, then ranks that lost others.
 
-    written: the outcome file; ended: processes that did not exit with 0; logs: where to read on.
+    written: the outcome file; ended: processes that did not exit with 0; logs: where to read on; out_of_memory: what the
+    kernel's out-of-memory killer did meanwhile, if it did and tells.
     """
     if written is not None and not written.lost:
         return written
     killed = next((e for e in ended if e.exit_code < 0 and -e.exit_code not in BY_LAUNCHER), None)
     if killed is not None:
-        name = signal.Signals(-killed.exit_code).name
-        hint = ": out of host memory? `dmesg` says so" if name == "SIGKILL" else ""
-        return Outcome(EXIT_FAILED, f"rank {killed.rank}: killed by {name}{hint} (logs: {logs})", lost=True)
+        how = by_signal(-killed.exit_code, out_of_memory)
+        return Outcome(EXIT_FAILED, f"rank {killed.rank}: {how} (logs: {logs})", lost=True)
     if stopping and ended and all(e.exit_code == -signal.SIGTERM for e in ended):
         return Outcome(EXIT_STOPPED)  # told to stop before training began: nothing to save yet
-    if written is not None:
+    # a rank that is told to end before training says that it was stopped, also where the agent does so over another one
+    first = next((e for e in ended if e.exit_code not in (EXIT_STOPPED, -signal.SIGTERM)), None)
+    if written is not None and (written.exit_code != EXIT_STOPPED or stopping or first is None):
         return written
     if not ended:
         return Outcome(EXIT_OK)
-    first = ended[0]
-    how = (
-        f"exited with {first.exit_code}"
-        if first.exit_code > 0
-        else f"killed by {signal.Signals(-first.exit_code).name}"
-    )
+    first = first or ended[0]
+    how = f"exited with {first.exit_code}" if first.exit_code > 0 else by_signal(-first.exit_code, out_of_memory)
     return Outcome(EXIT_FAILED, f"rank {first.rank}: {how} without saying why (logs: {logs})", lost=first.exit_code < 0)
 
 
 class Stop:
-    """Context in which the first SIGTERM, SIGINT or SIGUSR1 calls `ask` and a second SIGTERM or SIGINT calls `kill`."""
+    """Context in which the first SIGTERM, SIGINT, SIGUSR1 or SIGHUP calls `ask` and a second SIGTERM or SIGINT calls
+    `kill`. Who started the process under nohup wants no SIGHUP to be heard."""
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
     def __init__(self, ask: Callable[[], None], kill: Callable[[], None]):
         self.ask, self.kill, self.asked, self.killed = ask, kill, False, False
         self._first = 0.0
 
     def __enter__(self) -> Stop:
-        self._before = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+        heard = [n for n in self.SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._handle) for number in heard}
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -106,13 +110,14 @@ class Stop:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.asked and time.monotonic() - self._first < ECHO_SECONDS:
             return
-        if self.asked and number != signal.SIGUSR1:
+        if self.asked and number in (signal.SIGTERM, signal.SIGINT):
             self.killed = True
             self.kill()
         elif not self.asked:
             self.asked, self._first = True, time.monotonic()
-            say(f"{signal.Signals(number).name}: stopping after a checkpoint (again: at once, without one)")
             self.ask()
+            with suppress(RuntimeError):  # in the middle of another line
+                say(f"{signal.Signals(number).name}: stopping after a checkpoint (again: at once, without one)")
 
 
 def run_attempts(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import os
 import socket
 import struct
 from collections.abc import Mapping, Sequence
@@ -43,6 +44,8 @@ class Launch:
     local_addr: str | None = "127.0.0.1"
     identity: str = "run"
     join_seconds: int = JOIN_SECONDS
+    gpus: str | None = None
+    """What asks for a GPU for each rank ("--gpus 2"), in words; None if the ranks were asked for as such."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -61,14 +64,20 @@ def read_launch(arguments: Sequence[str] | None, environment: Mapping[str, str])
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     nodes = _number(args.nodes, "--nodes", environment, ("NNODES", "SLURM_JOB_NUM_NODES", "SLURM_NNODES"), 1) or 1
-    ranks = _number(args.ranks_per_node, "--ranks-per-node", environment, ("GPUS_PER_NODE", "SLURM_GPUS_ON_NODE"), 1)
-    ranks = ranks if ranks is not None else _own_gpus()
+    if args.gpus and args.ranks_per_node:
+        raise UsageError(
+            "--gpus and --ranks-per-node: say one of them (ranks with a GPU each, or ranks wherever they run)"
+        )
+    ranks = _number(args.ranks_per_node, "--ranks-per-node", environment, (), 1)
+    gpus = None
+    if ranks is None:
+        ranks, gpus = _gpus(args.gpus, environment)
     identity = args.id or _identity(environment)
     port = _number(args.port, "--port", environment, ("MASTER_PORT",), 1) or PORT
     if port > LAST_PORT:
         raise UsageError(f"--port {port}: expected 1 to {LAST_PORT} (the six after it are used as well)")
     if nodes == 1:
-        return Launch(ranks, identity=identity, join_seconds=args.join_seconds), args
+        return Launch(ranks, identity=identity, join_seconds=args.join_seconds, gpus=gpus), args
     node_rank = _number(args.node_rank, "--node-rank", environment, ("NODE_RANK", "SLURM_NODEID"), 0)
     if node_rank is None or node_rank >= nodes:
         raise UsageError(f"--nodes {nodes} needs --node-rank 0 to {nodes - 1}, another one on each (got {node_rank})")
@@ -84,6 +93,7 @@ def read_launch(arguments: Sequence[str] | None, environment: Mapping[str, str])
         args.local_addr or own_address(host),
         identity,
         args.join_seconds,
+        gpus,
     ), args
 
 
@@ -123,10 +133,10 @@ def _parser() -> Parser:
     parser.add_argument("config", type=Path, help="YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="values that replace those of the file")
     parser.add_argument(
-        "--ranks-per-node",
-        "--gpus",
-        metavar="N",
-        help="processes on this node, one per GPU (GPUS_PER_NODE; default: all GPUs; on CPUs it must be said)",
+        "--gpus", metavar="N", help="GPUs of this node, a process on each (GPUS_PER_NODE; default: all that it has)"
+    )
+    parser.add_argument(
+        "--ranks-per-node", metavar="N", help="processes on this node, wherever they run; on CPUs it must be said"
     )
     parser.add_argument("--nodes", metavar="N", help="machines that take part (NNODES; default 1)")
     parser.add_argument("--node-rank", metavar="R", help="this machine among them, from 0 (NODE_RANK)")
@@ -146,6 +156,29 @@ def _parser() -> Parser:
     parser.add_argument("--new", action="store_true", help="start a new run named NAME_YYYYmmdd_HHMMSS")
     parser.add_argument("--allow-change", default="", metavar="KEYS", help="as for `scale train`")
     return parser
+
+
+def _gpus(given: str | None, environment: Mapping[str, str]) -> tuple[int, str]:
+    """How many GPUs were asked for, and in which words. `check_gpus` looks whether they are there."""
+    names = ("GPUS_PER_NODE", "SLURM_GPUS_ON_NODE")
+    asked = _number(given, "--gpus", environment, names, 1)
+    if asked is None:
+        return _own_gpus(), "all GPUs (the default)"
+    return asked, f"--gpus {given}" if given else next(f"{n} = {environment[n]}" for n in names if environment.get(n))
+
+
+def check_gpus(wanted: int, words: str, device: str) -> None:
+    """Raises UsageError where ranks that were asked for with a GPU each would run without. `device`: compute.device."""
+    cpu = "--ranks-per-node starts processes without"
+    if device not in ("auto", "cuda"):
+        raise UsageError(f"{words}: but compute.device = {device!r}, which uses none ({cpu})")
+    import torch
+
+    count = torch.cuda.device_count()
+    if wanted > count:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        hidden = "" if visible is None else f", CUDA_VISIBLE_DEVICES = {visible!r}"
+        raise UsageError(f"{words}: this machine shows {count} GPUs to torch{hidden} ({cpu})")
 
 
 def _number(

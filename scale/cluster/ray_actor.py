@@ -19,8 +19,9 @@ import ray
 
 from scale.cluster.attempts import read_outcome
 from scale.cluster.environment import rank_environment
-from scale.cluster.lifeline import PARENT
+from scale.cluster.killed import OutOfMemoryKiller
 from scale.cluster.options import interface_of
+from scale.lifeline import PARENT
 
 ORPHAN_SECONDS = 20
 """Without a word from the driver for so long, a rank stops after a checkpoint. `ray job stop` kills drivers after 3 s."""
@@ -50,6 +51,8 @@ class Result:
     exit_code: int
     logs: str
     outcome: tuple[int, str, bool] | None = field(default=None)
+    out_of_memory: str | None = None
+    """What the kernel's out-of-memory killer did on its machine meanwhile, if it did and tells."""
 
 
 class RankActor:
@@ -79,6 +82,7 @@ class RankActor:
         interface = interface_of(task.address)
         added = rank_environment(os.environ, task.ranks_here, self.private, interface)
         control = {"SCALE_OUTCOME": str(outcome), "SCALE_STOP_FILE": str(self.stop_file), PARENT: str(os.getpid())}
+        killer = OutOfMemoryKiller()
         with log.open("wb") as file:
             # in this thread, which waits for it: Linux ties the child to the life of the thread
             self.process = subprocess.Popen(
@@ -92,7 +96,7 @@ class RankActor:
             code = self.process.wait()
         written = read_outcome(outcome)
         said = None if written is None else (written.exit_code, written.text, written.lost)
-        return Result(task.rank, code, self._keep(log, task), said)
+        return Result(task.rank, code, self._keep(log, task), said, killer.said())
 
     def poll(self, offset: int | None, stop: bool) -> bytes:
         """What the rank printed from `offset` on, if asked. Shows that the driver lives, and may tell the rank to stop."""

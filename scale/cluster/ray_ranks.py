@@ -17,7 +17,10 @@ from typing import Any
 from scale.cluster.attempts import Attempt, Ended, Outcome, Stop, judge, run_attempts, say
 from scale.cluster.options import Parser
 from scale.cluster.work import train_command
-from scale.errors import EXIT_FAILED, EXIT_STOPPED, MissingExtra, ScaleError, UsageError
+from scale.config import load_config
+from scale.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, MissingExtra, ScaleError, UsageError
+from scale.streams import guarded_output
+from scale.train.stop import StopSignal
 
 GRACE_SECONDS = 5.0
 """How long after the first failure other ranks may say that they failed before, or why."""
@@ -34,18 +37,36 @@ exit codes: 0 done, 1 failed, 2 wrong config or argument, 75 stopped on request 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point. Returns the exit code."""
-    try:
-        args = _parse(arguments)
-        command, run = train_command(args.config, args.overrides, args.allow_change, args.new)
-        _connect(args.address)
-        cluster = _Cluster(args, command, run)
-    except ScaleError as error:
-        print(f"scale: error: {error}", file=sys.stderr)
-        return error.exit_code
-    # signal handlers only leave a note: `run` looks at it between two calls of Ray
-    with Stop(ask=lambda: None, kill=lambda: None) as stop:
-        cluster.stop = stop
-        return run_attempts(cluster.run, stop, retries=args.retries)
+    with guarded_output(goes_on=True), StopSignal(phase="before") as early:
+        try:
+            cluster = _connected(arguments)
+            # signal handlers only leave a note: `run` looks at it between two calls of Ray
+            with Stop(ask=lambda: None, kill=lambda: None) as stop:
+                early.phase, cluster.stop = "after", stop
+                return run_attempts(cluster.run, stop, retries=cluster.args.retries)
+        except ScaleError as error:
+            print(f"scale: error: {error}", file=sys.stderr)
+            return error.exit_code
+        except OSError as error:
+            print(f"scale: error: {error.filename or 'the launcher'}: {error.strerror or error}", file=sys.stderr)
+            return EXIT_FAILED
+        except KeyboardInterrupt:
+            print("scale: interrupted", file=sys.stderr)
+            return early.exit_code or EXIT_INTERRUPTED
+
+
+def _connected(arguments: Sequence[str] | None) -> _Cluster:
+    args = _parse(arguments)
+    command, run = train_command(args.config, args.overrides, args.allow_change, args.new)
+    device = load_config(args.config, list(args.overrides)).compute.device
+    if args.gpus_per_rank == 1 and device == "cpu":
+        raise UsageError("--gpus-per-rank 1: but compute.device = 'cpu', which uses none (--gpus-per-rank 0)")
+    if args.gpus_per_rank == 0 and device == "cuda":
+        raise UsageError("--gpus-per-rank 0: but compute.device = 'cuda' (--gpus-per-rank 1)")
+    if device == "cpu":
+        args.gpus_per_rank = 0
+    _connect(args.address)
+    return _Cluster(args, command, run)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -196,6 +217,7 @@ class _Cluster:
         ended: list[Ended] = []
         words: list[Outcome] = []
         dead: list[Outcome] = []
+        killer: str | None = None
         offset, until = 0, float("inf")
         while pending and time.monotonic() < until and not self.stop.killed:
             done, _ = ray.wait(list(pending), timeout=0.5)
@@ -210,6 +232,7 @@ class _Cluster:
                 else:
                     words += [Outcome(*result.outcome)] if result.outcome is not None else []
                     ended += [Ended(rank, result.exit_code)] if result.exit_code else []
+                    killer = killer or result.out_of_memory
             if dead or ended:
                 until = min(until, time.monotonic() + GRACE_SECONDS)
             offset = self._poll(actors, offset)
@@ -217,7 +240,7 @@ class _Cluster:
         words = sorted(words, key=lambda word: word.lost)
         if dead and (not words or words[0].lost):
             return dead[0]
-        return judge(words[0] if words else None, ended, logs, self.stop.asked)
+        return judge(words[0] if words else None, ended, logs, self.stop.asked, killer)
 
     def _poll(self, actors: list[Any], offset: int) -> int:
         """Show that the driver lives, pass on a request to stop, print what is new from rank 0. Returns the new offset."""
@@ -227,7 +250,7 @@ class _Cluster:
         texts = [actor.poll.remote(offset if rank == 0 else None, self.stop.asked) for rank, actor in enumerate(actors)]
         with suppress(RayError):  # a dead actor shows in its `run`
             text = ray.get(texts[0], timeout=30)
-            sys.stdout.buffer.write(text)
+            sys.stdout.write(text.decode(errors="replace"))
             sys.stdout.flush()
             return offset + len(text)
         return offset
@@ -257,9 +280,8 @@ def _environments(places: list[dict[str, Any]]) -> list[dict[str, str]]:
             "MASTER_ADDR": places[0]["ip"],
             "MASTER_PORT": str(places[0]["port"]),
         }
-        gpus = [gpu for other in neighbours for gpu in other["gpus"]]
-        if gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        # none where none was asked for: a rank would take those that Ray gave to others
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpu for other in neighbours for gpu in other["gpus"])
         local[place["node"]] += 1
         out.append(environment)
     return out

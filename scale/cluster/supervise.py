@@ -20,9 +20,12 @@ from pathlib import Path
 from scale.cluster.agent import Order
 from scale.cluster.attempts import Attempt, Ended, Outcome, Stop, judge, read_outcome, run_attempts, say
 from scale.cluster.environment import rank_environment
+from scale.cluster.killed import OutOfMemoryKiller
 from scale.cluster.notes import Notes, notes_of
 from scale.cluster.options import Launch, interface_of, read_launch
-from scale.errors import EXIT_FAILED, EXIT_MEMORY, EXIT_USAGE, ScaleError
+from scale.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_MEMORY, EXIT_STOPPED, EXIT_USAGE, ScaleError
+from scale.streams import guarded_output
+from scale.train.stop import StopSignal
 
 POLL_SECONDS = 0.5
 AGREE_SECONDS = 30
@@ -42,10 +45,11 @@ class Nodes:
     """The run folder, on a file system that all nodes share. It may not exist yet."""
 
 
-def supervise(nodes: Nodes) -> int:
+def supervise(nodes: Nodes, early: StopSignal | None = None) -> int:
     """Run this node's part until the end. Prints the first error last; returns the exit code (0, 1, 2 or 75).
 
-    Raises UsageError if another launcher has this run, ScaleError if its notes cannot be written.
+    `early`: what hears signals until this does. Raises UsageError if another launcher has this run, ScaleError if its
+    notes cannot be written.
     """
     with (
         tempfile.TemporaryDirectory(prefix="scale-") as private,
@@ -55,6 +59,8 @@ def supervise(nodes: Nodes) -> int:
         try:
             with Stop(supervisor.ask, supervisor.kill) as stop:
                 supervisor.stop = stop
+                if early is not None:
+                    early.phase = "after"
                 return run_attempts(supervisor.run, stop, supervisor.agree)
         finally:
             supervisor.kill()
@@ -71,6 +77,8 @@ class _Supervisor:
         self.agent: subprocess.Popen[bytes] | None = None
         self.met = nodes.launch.node_rank == 0
         """Whether the notes are of this launch: the first node clears them before it joins, so before ranks start."""
+        self.too_early = False
+        """Whether a stop was asked for before ranks were started, and their agent ended."""
 
     def ask(self) -> None:
         """Tell the ranks of all nodes to stop after a checkpoint, once there are some."""
@@ -110,12 +118,16 @@ class _Supervisor:
         self.agent = subprocess.Popen(
             order.start(), env=self._environment(outcome, logs), start_new_session=True, stdin=subprocess.DEVNULL
         )
+        killer = OutOfMemoryKiller()
         code = self._wait(self.agent, attempt, started, outcome)
+        if self.too_early and not self.stop.killed:
+            self._tidy(logs, Outcome(EXIT_STOPPED))
+            return Outcome(EXIT_STOPPED)
         if code == -signal.SIGKILL and not self.stop.killed and self.notes.announced(attempt):
             self._keep(logs, attempt)
             return Outcome(EXIT_FAILED, "a rank of another node ran out of memory", lost=True)
         logs = self._keep(logs, attempt)
-        ended = self._ended(code, report, read_outcome(outcome), logs)
+        ended = self._ended(code, report, read_outcome(outcome), logs, killer.said())
         self._tidy(logs, ended)
         return ended
 
@@ -131,6 +143,9 @@ class _Supervisor:
                     self.ask()
                 elif self.met and self.notes.announced(attempt):
                     self.kill()
+            elif self.stop.asked and not started.exists():
+                self.too_early = True
+                self.kill()
             written = read_outcome(outcome)
             polls_left -= written is not None and written.exit_code == EXIT_MEMORY
             if polls_left < 0:
@@ -190,13 +205,16 @@ class _Supervisor:
         if ended.exit_code == EXIT_USAGE or (empty and str(logs) not in ended.text):
             shutil.rmtree(logs, ignore_errors=True)
 
-    def _ended(self, code: int, report: Path, written: Outcome | None, logs: Path) -> Outcome:
+    def _ended(
+        self, code: int, report: Path, written: Outcome | None, logs: Path, out_of_memory: str | None
+    ) -> Outcome:
         try:
             content = json.loads(report.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             content = {"problem": f"torchrun's agent ended with {code} (logs: {logs}/agent.log)"}
         if "problem" not in content:
-            return judge(written, [Ended(*pair) for pair in content["ended"]], str(logs), self.stop.asked)
+            ended = [Ended(*pair) for pair in content["ended"]]
+            return judge(written, ended, str(logs), self.stop.asked, out_of_memory)
         if written is not None:
             return written
         launch = self.nodes.launch
@@ -213,12 +231,19 @@ class _Supervisor:
 
 def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ) -> int:
     """Entry point of launch/torchrun.sh. Returns the exit code."""
-    try:
-        launch, args = read_launch(arguments, environment)
-        return supervise(Nodes(launch, *_work(args, launch)))
-    except ScaleError as error:
-        print(f"scale: error: {error}", file=sys.stderr)
-        return error.exit_code
+    with guarded_output(goes_on=True), StopSignal(phase="before") as early:
+        try:
+            launch, args = read_launch(arguments, environment)
+            return supervise(Nodes(launch, *_work(args, launch)), early)
+        except ScaleError as error:
+            print(f"scale: error: {error}", file=sys.stderr)
+            return error.exit_code
+        except OSError as error:
+            print(f"scale: error: {error.filename or 'the launcher'}: {error.strerror or error}", file=sys.stderr)
+            return EXIT_FAILED
+        except KeyboardInterrupt:
+            print("scale: interrupted", file=sys.stderr)
+            return early.exit_code or EXIT_INTERRUPTED
 
 
 def _work(args: argparse.Namespace, launch: Launch) -> tuple[list[str], Path]:
@@ -232,6 +257,7 @@ def _work(args: argparse.Namespace, launch: Launch) -> tuple[list[str], Path]:
         args.new,
         several=launch.nodes > 1,
         ranks=launch.nodes * launch.ranks_per_node,
+        gpus=None if launch.gpus is None else (launch.ranks_per_node, launch.gpus),
     )
 
 

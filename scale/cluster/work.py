@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from scale.cluster.options import check_gpus
 from scale.config import load_config
 from scale.config.rows import check_rows
 from scale.errors import UsageError
@@ -19,16 +20,20 @@ def train_command(
     new: bool = False,
     several: bool = False,
     ranks: int = 1,
+    gpus: tuple[int, str] | None = None,
 ) -> tuple[list[str], Path]:
     """Arguments for the Python interpreter of a rank, and the run folder.
 
-    new: the ranks share one new name; several: with other supervisors, which would each choose another one.
+    new: the ranks share one new name; several: with other supervisors, which would each choose another one; gpus: how
+    many this machine must have, and the words that ask for them.
     Raises UsageError if the config is wrong, does not fit so many `ranks`, or its runs_dir cannot be written.
     """
     if new and several:
         raise UsageError("--new with several nodes: each would choose another name; give the same name=NAME to all")
     settings = load_config(config, list(overrides))
     check_rows(settings, ranks)
+    if gpus is not None:
+        check_gpus(*gpus, settings.compute.device)
     _check_writable(Path(settings.runs_dir))
     name = new_name(settings.name) if new else settings.name
     command = ["-m", "scale.cli.main", "train", str(config), *overrides]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from scale.data.packing import Row
 from scale.data.planner import Plan, Planner
 from scale.data.rows import RowReader, unstack
 from scale.data.selection import LAG
+from scale.data.workers import leave_signals_to_the_trainer, start_reading
 from scale.errors import UsageError
 from scale.protocols import Group, StepReport
 
@@ -92,10 +92,10 @@ class PackedSource:
                 num_workers=self.workers,
                 prefetch_factor=_PREFETCH if self.workers else None,
                 collate_fn=_as_is,
-                worker_init_fn=_leave_signals_to_the_trainer,
+                worker_init_fn=leave_signals_to_the_trainer(),
                 generator=torch.Generator().manual_seed(0),  # the default would draw from the global RNG
             )
-            self._stream.append(iter(loader))
+            self._stream.append(start_reading(loader))
         plan, block_4BL = next(self._stream[0])
         planned = self._ahead.pop(plan.number)
         self._state = planned.state
@@ -223,17 +223,3 @@ def _check_selection(reader: RowReader, workers: int) -> None:
 
 def _as_is(item: Any) -> Any:
     return item
-
-
-def _leave_signals_to_the_trainer(worker: int) -> None:
-    """A cluster signals every process of a job; a worker that died of it would take the checkpoint with it.
-
-    The second SIGTERM does end a worker: so DataLoader can still get rid of one that hangs.
-    """
-
-    def once(number: int, frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    signal.signal(signal.SIGTERM, once)
-    for number in (signal.SIGUSR1, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)

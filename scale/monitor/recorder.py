@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from scale.errors import ScaleError, UsageError
+from scale.errors import ScaleError, UsageError, one_line
 from scale.monitor.mending import aside, config_damage, cut_rows, hash_of_config, take_up
 from scale.monitor.progress import WITHOUT_MFU
 from scale.monitor.records import Metrics, read_rows
@@ -47,6 +47,7 @@ class RunRecorder:
         self._config_text = ""
         self._saved_at = 0.0
         self._said_mfu = False
+        self._opened = False
         self._status_before: Status | None = None
 
     def open(self, config_text: str | None, record: Mapping[str, Any] | None = None) -> None:
@@ -62,6 +63,7 @@ class RunRecorder:
         self.state.error_message = self.state.ended_at = None
         for name, value in read_git(Path.cwd()).items():
             setattr(self.state, name, value)
+        self._opened = True
         for text in mended:
             self.event("mended", text)
         self.state.save(self.folder.run_state)
@@ -119,18 +121,22 @@ class RunRecorder:
         print(text, flush=True)
 
     def close(self, outcome: str | None, error: BaseException | None) -> None:
-        """Write the last state: completed, paused (to be continued), cancelled or failed."""
+        """Write the last state: completed, paused (to be continued), cancelled or failed. Then let the monitors finish:
+        one that hangs no longer has a say."""
+        if not self._opened:  # another process has the folder, or it cannot be written
+            return
         status = _STATUS.get(outcome, "cancelled" if isinstance(error, KeyboardInterrupt) else "failed")
         if isinstance(error, UsageError) and self._status_before is not None:
             status = self._status_before  # refused before anything was done: the run is what it was
-        self.state.end(status, str(error) or type(error).__name__ if error is not None else None)
-        for monitor in self.monitors:
-            monitor.finish(status)
+        self.state.end(status, one_line(error) if error is not None else None)
         try:
             self._save()
         except ScaleError:
             if error is None:  # otherwise the first error is the one to show
                 raise
+        finally:
+            for monitor in self.monitors:
+                monitor.finish(status)
 
     def state_dict(self) -> dict[str, Any]:
         return self.metrics.state_dict()

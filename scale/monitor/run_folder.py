@@ -58,9 +58,12 @@ class RunFolder:
                 except BlockingIOError:
                     handle.seek(0)
                     raise self._taken_by(handle.read().strip() or "unknown") from None
-                handle.truncate(0)
-                handle.write(str(os.getpid()))
-                handle.flush()
+                try:
+                    handle.truncate(0)
+                    handle.write(str(os.getpid()))
+                    handle.flush()
+                except OSError as error:
+                    raise self._unwritable(error) from None
                 yield
         finally:
             del _held[place]

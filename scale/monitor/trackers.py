@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
@@ -10,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from scale.config.run import WandbConfig
-from scale.errors import MissingExtra, ScaleError, UsageError
+from scale.errors import MissingExtra, UsageError, one_line
 from scale.protocols import Monitor
+
+FINISH_SECONDS, LEAVE_SECONDS = 60.0, 3.0
+"""How long a monitor may take to finish when a run is completed, and when it ends in another way."""
 
 
 class Guarded:
@@ -32,14 +36,20 @@ class Guarded:
             if facts.get("step"):
                 return self._switch_off(error)
             raise UsageError(
-                f"monitor.{self.name}: cannot start: {_one_line(error)} (mend it or turn it off)"
+                f"monitor.{self.name}: cannot start: {one_line(error)[:300]} (mend it or turn it off)"
             ) from error
 
     def log(self, row: Mapping[str, Any]) -> None:
         self._run(lambda: self.monitor.log(row))
 
     def finish(self, status: str) -> None:
-        self._run(lambda: self.monitor.finish(status))
+        """Give the monitor its time to finish: longer at the end of a run than where a scheduler or a person waits."""
+        seconds = FINISH_SECONDS if status == "completed" else LEAVE_SECONDS
+        thread = threading.Thread(target=self._run, args=(lambda: self.monitor.finish(status),), daemon=True)
+        thread.start()
+        thread.join(seconds)
+        if thread.is_alive():
+            self.say(f"monitor.{self.name}: has not finished within {seconds:g} s: left behind")
 
     def _run(self, call: Callable[[], None]) -> None:
         if self.off:
@@ -51,7 +61,7 @@ class Guarded:
 
     def _switch_off(self, error: Exception) -> None:
         self.off = True
-        self.say(f"monitor.{self.name}: off for the rest of the run: {_one_line(error)}")
+        self.say(f"monitor.{self.name}: off for the rest of the run: {one_line(error)[:300]}")
         with suppress(Exception):  # a last chance to let go of the terminal, files and threads
             self.monitor.finish("failed")
 
@@ -143,8 +153,3 @@ def numbers(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, flo
             isinstance(value, int | float) and not isinstance(value, bool) and prefix + key not in ("step", "timestamp")
         ):
             yield prefix + key, value
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, ScaleError) else f"{type(error).__name__}: {text}"[:300]

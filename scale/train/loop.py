@@ -105,8 +105,8 @@ class Loop:
         self.evaluations_without_gain = 0
 
     def run(self, stop: StopSignal) -> Outcome:
-        """Train to the end, to a stop request or to an early stop; a checkpoint is started in each case. A profile that the
-        end cuts off is written, whatever ended the run."""
+        """Train to the end, to a stop request or to an early stop; a checkpoint is started in each case, except that a
+        stop before the first step leaves all as it was. A profile that the end cuts off is written, whatever ended the run."""
         try:
             outcome = self._run(stop)
         except BaseException:
@@ -127,6 +127,8 @@ class Loop:
             self._say_undefined(before)
         if self._patience_spent() or self._reached():
             return "early stop"
+        if self.done < self.settings.steps and self.stopped(stop):
+            return "stopped"
         if 0 < self.done < self.settings.steps:  # the source was made anew, and its weights are those of step 0
             self.source.publish(self.done, self.params)
         first = True
@@ -153,6 +155,13 @@ class Loop:
             if gave_up or enough:
                 return "early stop"
         return "completed"
+
+    def stopped(self, stop: StopSignal) -> bool:
+        """Whether a stop was asked for, which is then noted. Collective."""
+        reason = stop.asked()
+        if reason is not None:
+            self.record.event("stop", f"{reason}: stopping after step {self.done}")
+        return reason is not None
 
     def _one_step(self) -> Score | None:
         if self.profiler is not None:

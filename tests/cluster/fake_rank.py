@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from scale.cluster.lifeline import die_with_launcher
+from scale.lifeline import die_with_launcher
 
 RANK = int(os.environ["RANK"])
 

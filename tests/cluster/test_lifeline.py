@@ -60,7 +60,7 @@ def test_what_a_rank_starts_is_not_bound_to_the_launcher() -> None:
     inner = "from scale.cli.main import main; main(['--version'])"
     text = f"""
 import subprocess, sys
-from scale.cluster.lifeline import die_with_launcher
+from scale.lifeline import die_with_launcher
 die_with_launcher()
 sys.exit(subprocess.run([sys.executable, "-c", {inner!r}]).returncode)
 """

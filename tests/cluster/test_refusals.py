@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from scale.cluster.supervise import main
 from tests.conftest import tiny_run
 from tests.distributed.harness import ROOT
 
@@ -42,6 +44,34 @@ def test_launcher(tmp_path: Path, words: list[str], environment: dict[str, str],
     (line,) = done.stderr.splitlines()
     assert line.startswith("scale: error:") or ": error:" in line
     assert all(fragment in line for fragment in fragments), line
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without")
+@pytest.mark.parametrize(
+    ("words", "environment", "fragments"),
+    [
+        (["--gpus", "2"], {}, ["--gpus 2: this machine shows 0 GPUs to torch"]),
+        (["--gpus", "2"], {"CUDA_VISIBLE_DEVICES": ""}, ["shows 0 GPUs to torch, CUDA_VISIBLE_DEVICES = ''"]),
+        (["--gpus", "2", "compute.device=cpu"], {}, ["--gpus 2: but compute.device = 'cpu'"]),
+        (["--gpus", "2", "--ranks-per-node", "2"], {}, ["say one of them"]),
+        ([], {"GPUS_PER_NODE": "2"}, ["GPUS_PER_NODE = 2: this machine shows 0"]),
+        ([], {"SLURM_GPUS_ON_NODE": "4"}, ["SLURM_GPUS_ON_NODE = 4: this machine shows 0"]),
+        ([], {}, ["shows no GPU to torch; for processes on CPUs say how many"]),
+    ],
+)
+def test_gpus_that_are_not_there(
+    tmp_path: Path, words: list[str], environment: dict[str, str], fragments: list[str], capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    config = tmp_path / "run.yaml"
+    config.write_text(yaml.safe_dump(tiny_run(tmp_path)))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert main([str(config), *words], environment) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("scale: error: ") and all(fragment in line for fragment in fragments), line
     assert not (tmp_path / "runs").exists()
 
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 # Ground first. A room may import rooms below it, never above; rooms on one line share a floor.
 FLOORS = [
     ["errors"],
-    ["files", "hub", "cards", "packages"],
+    ["files", "lifeline", "streams", "hub", "cards", "packages"],
     ["sealed"],
     ["protocols"],
     ["config"],

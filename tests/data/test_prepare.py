@@ -240,7 +240,7 @@ def test_ctrl_c_leaves_nothing(tmp_path, monkeypatch):
 
     path = jsonl(tmp_path / "a.jsonl", made_up(30))
     monkeypatch.setattr(ingest, "hash_of", interrupted)
-    with pytest.raises(ScaleError, match=r"cache/jsonl-\w+: stopped by Ctrl-C; nothing was kept"):
+    with pytest.raises(KeyboardInterrupt, match=r"cache/jsonl-\w+: nothing was kept"):
         prepare(config(tmp_path, {"kind": "jsonl", "path": path}), progress=False)
     assert not leftovers(tmp_path) and not list((tmp_path / "cache").glob("jsonl-*"))
 

@@ -133,7 +133,7 @@ def _main() -> None:
     target, arguments, folder = sys.argv[1:]
     import torch
 
-    from scale.cli.launched import end_rank
+    from scale.cli.launched import end_process
     from scale.parallel.ranks import join, leave
 
     torch.set_num_threads(1)
@@ -143,7 +143,7 @@ def _main() -> None:
     Path(folder, f"{ranks.rank}.json").write_text(json.dumps(result))
     ranks.barrier()
     leave()
-    end_rank(0)
+    end_process(0)
 
 
 if __name__ == "__main__":

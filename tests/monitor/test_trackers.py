@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from scale.config.run import WandbConfig
 from scale.errors import MissingExtra, UsageError
+from scale.monitor import trackers
 from scale.monitor.recorder import RunRecorder
 from scale.monitor.records import Metrics
 from scale.monitor.run_folder import RunFolder
@@ -88,6 +90,23 @@ def test_a_service_that_is_down_does_not_end_a_run_that_goes_on() -> None:
 def test_a_stop_request_is_not_swallowed() -> None:
     with pytest.raises(KeyboardInterrupt):
         drive(Guarded(Breaks("third log", KeyboardInterrupt())))
+
+
+class Hangs(Breaks):
+    """Never finishes."""
+
+    def finish(self, status: str) -> None:
+        self.forever = threading.Event()
+        self.forever.wait()
+
+
+def test_a_monitor_that_does_not_finish_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(trackers, "LEAVE_SECONDS", 0.05)
+    monitor = Hangs("nowhere", OSError())
+    Guarded(monitor, said.append).finish("paused")
+    monitor.forever.set()
+    assert said == ["monitor.fragile: has not finished within 0.05 s: left behind"]
 
 
 def test_numbers_of_a_row() -> None:

@@ -1,0 +1,99 @@
+"""Processes that read ahead. They leave signals to the trainer, never outlive it, and what killed one is said in one line."""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import multiprocessing.queues
+import multiprocessing.util
+import os
+import signal
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing.process import BaseProcess
+from typing import Any, NoReturn
+
+from torch.utils.data import DataLoader
+
+from scale.errors import ScaleError
+from scale.lifeline import die_with
+
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
+_SHARED = "they hand on batches through /dev/shm: `df /dev/shm` tells if it is full; data.workers=0 needs none"
+_workers: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
+
+
+def leave_signals_to_the_trainer() -> Callable[[int], None]:
+    """A `worker_init_fn`. A scheduler signals every process of a job, a terminal every one of its group: a worker that
+    died of it would take the checkpoint with it. Workers of this thread end with it, at the latest.
+    """
+    forked = multiprocessing.get_start_method() == "fork"
+    # Linux ties a child to the life of the thread that made it
+    bound = forked and threading.current_thread() is threading.main_thread()
+    return partial(_init, os.getpid() if bound else None)
+
+
+def _init(parent: int | None, worker: int) -> None:
+    signal.set_wakeup_fd(-1)  # it is the trainer's
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    if parent is not None:
+        die_with(parent)
+    # a batch for which there is no room is else dropped with a traceback, and the trainer waits for it for ever
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_cannot_hand_on)  # type: ignore[attr-defined]
+
+
+def _cannot_hand_on(error: Exception, batch: object) -> NoReturn:
+    os._exit(1)
+
+
+def start_reading(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The iterator of a loader, whose workers are started. A signal that reaches one before it has chosen its handlers
+    waits until then: torch gives it one that ends it."""
+    if loader.num_workers:
+        multiprocessing.util.get_temp_dir()  # made here it is removed here; a killed worker would leave one of its own
+    others = multiprocessing.active_children()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        return iter(loader)
+    except OSError as error:
+        raise ScaleError(
+            f"data.workers = {loader.num_workers}: cannot be started: {error.strerror} ({_SHARED})"
+        ) from None
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        _workers.update(child for child in multiprocessing.active_children() if child not in others)
+
+
+@contextmanager
+def dead_workers_in_one_line() -> Iterator[None]:
+    """What DataLoader raises, wherever the trainer is, when a worker was killed or found no room, as ScaleError."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if text.startswith("DataLoader worker"):
+            why = " ".join(text.split(". ")[0].split())
+            killed = (
+                "signal 9 may come from the kernel's out-of-memory killer: `dmesg` tells; " if "Killed" in text else ""
+            )
+            raise ScaleError(f"{why} ({killed}{_SHARED})") from None
+        if "DataLoader worker" in text and "No space left on device" in text:
+            raise ScaleError(f"/dev/shm: No space left on device for what data workers have read ({_SHARED})") from None
+        raise
+
+
+def _end_workers() -> None:
+    """Before multiprocessing sends each a SIGTERM, which they do not hear, and waits for them."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # DataLoader raises when a worker is killed
+    for worker in list(_workers):
+        if worker.is_alive():
+            worker.kill()
+
+
+atexit.register(_end_workers)  # after, so run before, the one of multiprocessing
