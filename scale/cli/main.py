@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import NoReturn
 
 from scale import __version__
@@ -44,7 +46,17 @@ class Parser(argparse.ArgumentParser):
     """Says what is wrong with the arguments in one line, like every other error. Its sub-parsers are of this class too."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_USAGE, f"scale: error: {message} (see `{self.prog} --help`)\n")
+        self.exit(EXIT_USAGE, f"scale: error: {_with_nearest(message)} (see `{self.prog} --help`)\n")
+
+
+def _with_nearest(message: str) -> str:
+    """Argparse's "invalid choice: 'trian' (choose from ...)", with the name that was probably meant."""
+    found = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)$", message)
+    if found is None:
+        return message
+    known = [name.strip(" '") for name in found[2].split(",")]
+    near = get_close_matches(found[1], known, n=1)
+    return f"{message}; did you mean {near[0]}?" if near else message
 
 
 def make_parser() -> argparse.ArgumentParser:
