@@ -22,6 +22,17 @@ Made = TypeVar("Made")
 _PARTS = ("text", "vision", "audio", "image", "vq", "thinker")
 """Beginnings of the names of sub-configs that make a model one of several kinds of data."""
 
+_OTHER_POSITIONS = (
+    "camembert",
+    "data2vec-text",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+)
+"""Model types whose positions count from pad_token_id + 1 where nobody gives them; here each document's count from 0."""
+
 
 def model_config(config: ModelConfig, vocab_size: int | None = None) -> PretrainedConfig:
     """The Hugging Face config that `model:` describes. Raises UsageError for a path that cannot be read, and for fields that
@@ -161,6 +172,11 @@ def _check_kind(built: PretrainedConfig, path: str, with_weights: bool) -> None:
     if AutoModelForCausalLM._model_mapping.get(type(built), None) is None:
         raise UsageError(
             f"model.path = {path!r}: model_type = {built.model_type!r}: transformers has no causal language model of this type"
+        )
+    if built.model_type in _OTHER_POSITIONS:
+        raise UsageError(
+            f"model.path = {path!r}: model_type = {built.model_type!r}: its positions begin after pad_token_id, "
+            "those of packed documents at 0 (choose a model of another type)"
         )
     quantised: Any = getattr(built, "quantization_config", None)
     if quantised:

@@ -203,3 +203,13 @@ def test_configs_of_other_families_pass() -> None:
     ):
         check_fields(CONFIG_MAPPING[name]().to_dict(), lambda key: key)
         assert misfit(CONFIG_MAPPING[name]().to_dict(), lambda key: key) is None
+
+
+def test_models_that_count_positions_otherwise_are_refused(tmp_path: Path) -> None:
+    """RoBERTa's kind: asked without positions, the model takes others than a packed document has."""
+    model = tiny_model("camembert")
+    own = {key: value for key, value in INPUT.items() if key != "position_ids"}
+    assert not torch.allclose(model(**own).logits, model(**INPUT).logits, atol=1e-3)
+    model.save_pretrained(tmp_path / "m")
+    with pytest.raises(UsageError, match="'camembert': its positions begin after pad_token_id"):
+        load(tmp_path / "m")
