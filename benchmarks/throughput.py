@@ -44,8 +44,7 @@ from benchmarks.gpu_loops import PROVIDERS, TITAN, reference
 from benchmarks.gpu_work import Cell, Settings, free_memory, make_work
 from benchmarks.throughput_rows import OUT_OF_MEMORY, Result, report, rows_of
 from scale.errors import OutOfMemory, ScaleError
-from scale.hardware import detect, has_fp8, installed
-from scale.hardware.choices import peak_flops
+from scale.hardware import detect, has_fp8, installed, peak_flops
 from scale.train.step import is_out_of_memory
 
 GATE_STEPS = 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import tarfile
 import time
 from pathlib import Path
@@ -104,7 +105,7 @@ def running(pid):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_nothing_is_measured_or_written(tmp_path):
-    given = os.environ | {"OUT": str(tmp_path / "out")}
+    given = os.environ | {"OUT": str(tmp_path / "out"), "PYTHON": sys.executable}
     done = subprocess.run([SUITE], env=given, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and done.stdout == "no GPU: nothing was measured\n"
     assert not (tmp_path / "out").exists()
@@ -124,7 +125,7 @@ def test_dry_run_of_the_parts_that_are_cheap_on_a_cpu(tmp_path):
     cheap = {"fp8_check": "fp8_check", "shards": "shards_kernel", "rssm_kernel": "rssm_kernel", "plan_memory": "plan_memory",
              "train_step": "train_step"}  # fmt: skip
     before = {path.name: path.read_bytes() for path in (ROOT / "benchmarks" / "results").iterdir()}
-    given = os.environ | {"DRY": "1", "OUT": str(tmp_path), "ONLY": " ".join(cheap)}
+    given = os.environ | {"DRY": "1", "OUT": str(tmp_path), "ONLY": " ".join(cheap), "PYTHON": sys.executable}
     done = subprocess.run([SUITE], env=given, capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, done.stdout + done.stderr
     assert outcomes(done.stdout) == {name: f"ok {csv}.csv" for name, csv in cheap.items()}

@@ -22,6 +22,17 @@ def test_cpu_paths_beside_a_copy(tmp_path, capsys):
     assert float(speeds[-1]["ratio"]) == 1 and all(row["baseline"] == "copy" for row in speeds)
 
 
+def test_rows_are_written_as_they_come(tmp_path, monkeypatch):
+    measured = iter([measure(CASES[0], 10**5, 1, "cpu")])
+    monkeypatch.setattr(
+        shards_kernel, "measure", lambda *_: next(measured, None) or (_ for _ in ()).throw(TimeoutError)
+    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(TimeoutError):
+        main(["--sizes", "100000", "--rounds", "1", "--out", str(tmp_path)])
+    assert {row["config"] for row in read_csv(tmp_path / "shards_kernel.csv")} == {"encode fp32"}
+
+
 def test_every_provider_can_fail_the_gate(monkeypatch):
     for case in CASES:
         gate(case, "cpu")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from benchmarks import gpu_loops, throughput
 from benchmarks.common import FIELDS, read_csv
 from benchmarks.gpu_loops import PROVIDERS, TITAN, titan_loss, titan_model
 from benchmarks.gpu_work import Cell, Rows, Settings, make_work
-from benchmarks.loops import plain_loop, summed_loss
+from benchmarks.loops import plain_loop, summed_loss, training_arguments
 from benchmarks.throughput_rows import OUT_OF_MEMORY, Result, rows_of
 from scale.hardware import installed
 
@@ -131,6 +134,35 @@ def test_a_child_that_dies_or_hangs_ends_alone():
     cell = replace(BARE, model="none")
     assert throughput.in_a_process_of_its_own(cell, TINY, 120)["status"] == "failed (1): KeyError: 'none'"
     assert throughput.in_a_process_of_its_own(BARE, TINY, 0.5)["status"] == "not run to its end: no time left"
+
+
+def test_a_child_ends_with_a_parent_that_is_killed(tmp_path):
+    """Or it would keep the GPU."""
+    code = """if True:
+        import sys
+        from benchmarks.child import run_child
+        run_child(["sh", "-c", "echo $$ >" + sys.argv[1] + "; exec sleep 300"], 300)
+    """
+    named, deadline = tmp_path / "child", time.monotonic() + 300
+    parent = subprocess.Popen([sys.executable, "-c", code, str(named)])
+    while not (named.exists() and named.read_text().strip()):
+        assert parent.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    parent.kill()
+    parent.wait()
+    child = Path(f"/proc/{named.read_text().strip()}/stat")
+    while child.exists() and child.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < deadline, "the child goes on"
+        time.sleep(0.02)
+
+
+def test_hugging_face_does_not_change_products_in_fp32(tmp_path, monkeypatch):
+    """As on a GPU that has TF32."""
+    monkeypatch.setattr("transformers.training_args.is_torch_tf32_available", lambda: True)
+    before = torch.backends.fp32_precision
+    work = replace(make_work(BARE, TINY), compile="default")
+    assert training_arguments(work, tmp_path).torch_compile
+    assert torch.backends.fp32_precision == before and torch.get_float32_matmul_precision() == "highest"
 
 
 def test_the_most_important_come_first_and_all_come():
