@@ -8,7 +8,7 @@ import subprocess
 from contextlib import suppress
 from functools import partial
 
-from scale.cluster.lifeline import die_with
+from scale.lifeline import die_with
 
 
 def run_child(command: list[str], seconds: float) -> str | None:
