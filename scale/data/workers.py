@@ -74,17 +74,19 @@ def dead_workers_in_one_line() -> Iterator[None]:
     """What DataLoader raises, wherever the trainer is, when a worker was killed or found no room, as ScaleError."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:
         text = str(error)
-        if text.startswith("DataLoader worker"):
-            why = " ".join(text.split(". ")[0].split())
-            killed = (
-                "signal 9 may come from the kernel's out-of-memory killer: `dmesg` tells; " if "Killed" in text else ""
-            )
-            raise ScaleError(f"{why} ({killed}{_SHARED})") from None
         if "DataLoader worker" in text and "No space left on device" in text:
             raise ScaleError(f"/dev/shm: No space left on device for what data workers have read ({_SHARED})") from None
-        raise
+        for worker in list(_workers):
+            worker.join(0.2)  # what it held is closed before it can be seen to have ended
+        dead = next((worker for worker in list(_workers) if worker.exitcode not in (None, 0)), None)
+        if dead is None and not text.startswith("DataLoader worker"):
+            raise
+        number = -dead.exitcode if dead is not None and dead.exitcode is not None else 0
+        how = f"was killed by signal {number}" if number > 0 else "ended unexpectedly"
+        killer = "the kernel's out-of-memory killer does that: `dmesg` tells; " if number in (0, signal.SIGKILL) else ""
+        raise ScaleError(f"data.workers: a data worker {how} ({killer}{_SHARED})") from None
 
 
 def _end_workers() -> None:

@@ -39,7 +39,7 @@ def test_signals_are_left_to_the_trainer():
 
 
 def test_a_killed_worker_is_one_line():
-    with pytest.raises(ScaleError, match=r"^DataLoader worker .*out-of-memory killer: `dmesg` tells.*data.workers=0"):
+    with pytest.raises(ScaleError, match=r"^data.workers: a data worker .*`dmesg` tells.*data.workers=0"):
         with dead_workers_in_one_line():
             stream = source(1)
             [worker] = workers_of(stream)
