@@ -78,8 +78,7 @@ def dead_workers_in_one_line() -> Iterator[None]:
         text = str(error)
         if "DataLoader worker" in text and "No space left on device" in text:
             raise ScaleError(f"/dev/shm: No space left on device for what data workers have read ({_SHARED})") from None
-        for worker in list(_workers):
-            worker.join(0.2)  # what it held is closed before it can be seen to have ended
+        _wait_for_the_dead()
         dead = next((worker for worker in list(_workers) if worker.exitcode not in (None, 0)), None)
         if dead is None and not text.startswith("DataLoader worker"):
             raise
@@ -87,6 +86,17 @@ def dead_workers_in_one_line() -> Iterator[None]:
         how = f"was killed by signal {number}" if number > 0 else "ended unexpectedly"
         killer = "the kernel's out-of-memory killer does that: `dmesg` tells; " if number in (0, signal.SIGKILL) else ""
         raise ScaleError(f"data.workers: a data worker {how} ({killer}{_SHARED})") from None
+
+
+def _wait_for_the_dead() -> None:
+    """What a worker held is closed a moment before it can be seen to have ended; DataLoader's own handler, which raises
+    wherever it finds the main thread, is not to do so meanwhile."""
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if main else None
+    for worker in list(_workers):
+        worker.join(0.2)
+    if main:
+        signal.signal(signal.SIGCHLD, handler)
 
 
 def _end_workers() -> None:
