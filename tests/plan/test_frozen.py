@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import save_file
 
 from scale.config import load_config
 from scale.config.model import LoraConfig, ModelConfig
 from scale.models.adapters import add_adapter
-from scale.models.build import build_model, model_config
+from scale.models.build import build_model
+from scale.models.hf_config import model_config
 from scale.parallel.ranks import Ranks
 from scale.plan.plan import Plan, make_plan
 from scale.plan.settle import planned
@@ -41,7 +43,7 @@ def plan_of(tmp_path: Path) -> Callable[..., Plan]:
         folder = tmp_path / family
         folder.mkdir(exist_ok=True)
         (folder / "config.json").write_text(json.dumps(SIZES | FAMILIES[family]))
-        (folder / "model.safetensors").touch()
+        save_file({}, folder / "model.safetensors")
         content = tiny_run(tmp_path, model={"path": str(folder)}, batch={"sequences": 8, "micro": 1}, **changes)
         path = tmp_path / "run.yaml"
         path.write_text(yaml.safe_dump(content))

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
 from scale import hub
 from scale.cli.main import main
@@ -36,7 +37,7 @@ def words_for(path: Path, folder: Path) -> list[str]:
         words += ["train.epochs=null", "train.steps=100"]
     if "HuggingFaceTB" in config:
         (folder / "config.json").write_text(json.dumps(SMOL))
-        (folder / "model.safetensors").touch()  # a plan reads no weights
+        save_file({}, folder / "model.safetensors")  # a plan reads no weights
         words += [f"model.path={folder}", f"data.tokenizer.path={folder}"]
     return words
 
