@@ -25,9 +25,9 @@ import numpy as np
 
 from benchmarks.common import RESULTS, Row, line_plot, print_table, quantiles, summarise, this_machine, write_csv
 from benchmarks.forecast_runs import DEVELOPMENT, HELD_OUT, Recipe, train
+from scale.forecast.interval import conformal_quantile
+from scale.forecast.methods import METHODS
 from scale.monitor.forecast import forecast_run
-from scale.predict.forecast.interval import conformal_quantile
-from scale.predict.forecast.methods import METHODS
 
 SHARES = (0.3, 0.5, 0.7)
 BASELINE = "last value"

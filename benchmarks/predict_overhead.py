@@ -1,11 +1,11 @@
 """What watching costs: full steps with the predictor observing, beside the same steps without it, and its memory.
 
     python benchmarks/predict_overhead.py --models tiny 100m          # CPU: about ten minutes for 100m
-    python benchmarks/predict_overhead.py --models 100m 1b --every 5  # where steps are short, look less often
+    python benchmarks/predict_overhead.py --models 100m 1b --every 5  # where steps are short, compute statistics less often
 
 Both kinds of steps are made by one trainer on the same model, in turn, `--steps` at a time; ratios are taken within such a
-pair. `--every`: steps between two looks at the weights (predict.every). The world model learns as in a run. Losses of a run
-that is watched are bit-identical to one that is not; tests hold that.
+pair. `--every`: steps between two statistics of the weights (predict.every). The world model learns as in a run. Losses of a
+run that is observed are bit-identical to one that is not; tests hold that.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from scale.config.loader import validate
 from scale.config.predict import PredictConfig
 from scale.hardware import detect
 from scale.predict.stepper import PredictiveStepper
-from scale.predict.weights.memory import on_device
 
 QUICK_TO_START = {"compile": "default", "precision": "bf16"}
 """On a GPU `auto` would try kernels and time FP8 for minutes."""
@@ -82,13 +81,13 @@ def measure(args: argparse.Namespace, preset: str) -> list[Row]:
             return (time.perf_counter() - start) / args.steps
 
         plain: list[Any] = [watched.full.gradients]
-        both = [*plain, watched.looks]
+        both = [*plain, watched.hook]
         clock(watched.step, both), clock(watched.full.step, plain)  # warm-up
         seconds: dict[str, list[float]] = {"plain": [], "watched": []}
         for _ in range(args.rounds):
             seconds["plain"].append(clock(watched.full.step, plain))
             seconds["watched"].append(clock(watched.step, both))
-        kept = on_device(watched.memory) / 2**20
+        kept = sum(watched.memory.values()) / 2**20
         config = f"{preset}, {args.rows} x {args.seq_len} tokens, every {args.every}"
         rows = summarise("predict_overhead", "step", "s", args.every, config, seconds, "plain")
         return rows + summarise("predict_overhead", "memory", "MiB", args.every, config, {"watched": [kept]}, "watched")
@@ -104,14 +103,14 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", default=["tiny", "100m"], help="presets (%(default)s)")
     parser.add_argument("--rows", type=int, default=4, help="rows in a step (%(default)s)")
     parser.add_argument("--seq-len", type=int, default=512, help="tokens in a row (%(default)s)")
-    parser.add_argument("--every", type=int, default=5, help="steps between two looks (%(default)s)")
+    parser.add_argument("--every", type=int, default=5, help="steps between two statistics (%(default)s)")
     parser.add_argument("--steps", type=int, default=5, help="steps at a time (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="pairs (%(default)s)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the CSV (%(default)s)")
     args = parser.parse_args()
     if args.steps % args.every:
         parser.error(
-            f"--steps {args.steps}: a multiple of --every {args.every} is needed, or looks would not be shared out"
+            f"--steps {args.steps}: a multiple of --every {args.every} is needed, or statistics would not be shared out"
         )
     rows: list[Row] = []
     for preset in args.models:

@@ -6,8 +6,7 @@
 The task is the CNN on scikit-learn's digits of predict_vs_full.py. First a divergence is planted (a batch whose inputs are
 10,000 times too large): the counter of divergences must move, or nothing is measured.
 
-    drift        mean over jumps of |worth - length| / length: a jump of n steps promises what n full steps bring, and its
-                 worth is measured in full steps after relaxing
+    drift        mean over jumps of |steps saved - length| / length, steps saved as the acceptance test measured them
     uncorrected  the interval is longer than the horizon: one check at the end of a jump, none within
 
 The optimum is the configuration that saves most backward passes among those that end within 1% of the full run.
@@ -48,11 +47,11 @@ def config(horizon: int, interval: int, confidence: float) -> dict[str, Any]:
         warmup=60,
         min_full=10,
         horizons=[horizon],
-        directions=["drift"],
+        directions=["optimizer"],
         coefficients="world",
         confidence=confidence,
         world=WORLD,
-        guard={"correction_interval": interval, "growth": 1.0, "relax": 3, "credit": 1.0},
+        guard={"correction_interval": interval, "growth": 1.0, "settle_steps": 3, "discount": 1.0},
     )
 
 

@@ -68,13 +68,15 @@ def providers(task: Task, seeds: list[int], kept: Kept) -> dict[str, list[Outcom
         found["predict, shuffled features"] = over_seeds(at(jumping, kind="shuffled"))
     if task.selection != "off":
         found["prediction alone"] = over_seeds(at(jumping, selection="off"))
-        for name in ("world", "history") if task.shorter else ():
+        for name in ("regression", "history") if task.shorter else ():
             found[f"selection by {name} alone"] = over_seeds(at(jumping, kind="selection", selection=name, predict={}))
     passes = round(statistics.median(outcome.backward for outcome in found["predict"]))
     short = at(full, steps=passes)
     found["shorter, same lr"] = over_seeds(short)
     tuned = at(short, lr=best_lr(task, short, kept))
     found["shorter, tuned lr"] = over_seeds(tuned)
+    if task.selection != "off" and not task.shorter:
+        found["shorter, tuned lr, selection"] = over_seeds(at(tuned, kind="selection", selection=task.selection))
     whole = at(full, lr=best_lr(task, full, kept))
     found["full, tuned lr"] = over_seeds(whole)
     for name in CONTROLS:
@@ -85,12 +87,11 @@ def providers(task: Task, seeds: list[int], kept: Kept) -> dict[str, list[Outcom
 
 
 def shorter_jumps(task: Task) -> tuple[str, dict[str, Any]]:
-    """The ablation: weights go half as far, or full steps are carried on by one step only, and as much is counted."""
-    if not task.predict.get("strides"):
-        return "predict, half coefficients", {"coefficients": "fixed", "fixed": 0.5}
-    (length,) = task.predict["horizons"]
-    credit = min(1.0, length * task.predict["guard"]["credit"])
-    return "predict, strides of one step", {"horizons": [1], "guard": {"credit": credit}}
+    """The ablation: weights go half as far, or updates are repeated once only, and as much is counted."""
+    if not task.predict.get("extrapolation_steps"):
+        return "predict, half coefficients", {"coefficients": "line", "share": 0.5}
+    discount = min(1.0, task.predict["extrapolation_ratio"] * task.predict["guard"]["discount"])
+    return "predict, updates repeated once", {"extrapolation_ratio": 1, "guard": {"discount": discount}}
 
 
 def best_lr(task: Task, job: Job, kept: Kept) -> float:

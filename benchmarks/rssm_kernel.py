@@ -18,10 +18,6 @@ every provider once and ratios are taken within rounds.
     cudnn_lstm      GPU: nn.LSTM, the same
 
 First every provider must give the float64 reference's numbers at every shape; otherwise no speed is reported.
-
-On a CPU also what the model's inputs cost, in microseconds of CPU time per call, `--looks` steps between two looks at the
-weights: metric `features` (the 64 features) and `signals` (the statistics behind them); `reference` is plain numpy
-(rssm_features.py).
 """
 
 from __future__ import annotations
@@ -50,7 +46,6 @@ from benchmarks.common import (
     this_machine,
     write_csv,
 )
-from benchmarks.rssm_features import cost, features_agree
 from benchmarks.rssm_providers import KNOWN_INPUTS, ON_CPU, ON_GPU, Ready, known_inputs
 from benchmarks.rssm_work import Case, Given, converted, differences, make
 from scale.errors import ScaleError
@@ -74,9 +69,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--rounds", type=positive, default=30, help="measurements of each provider (default: %(default)s)"
     )
     parser.add_argument("--providers", nargs="+", choices=[*ON_GPU, *KNOWN_INPUTS], help="besides reference")
-    parser.add_argument(
-        "--looks", nargs="+", type=positive, default=[1, 5], help="CPU: features with a look every so many"
-    )
     parser.add_argument("--out", type=Path, default=RESULTS / "rssm_kernel.csv", metavar="CSV")
     parser.add_argument("--plot", action="store_true", help="also a PNG beside the CSV")
     args = parser.parse_args(arguments)
@@ -172,19 +164,13 @@ def main(arguments: list[str] | None = None) -> int:
         for paths in args.paths
     ]
     rows: list[Row] = []
-    looks = [] if torch.cuda.is_available() else args.looks
     try:
-        for every in looks:
-            features_agree(every)
         prepared = [prepare(case, args.providers) for case in cases]
     except ScaleError as error:
         print(f"rssm_kernel: error: {error}", file=sys.stderr)
         return error.exit_code
     print(f"{', '.join(args.providers)}: the float64 reference's numbers at {len(cases)} shapes")
     machine = this_machine()
-    for every in looks:
-        rows += cost(every, args.rounds)
-        write_csv(args.out, rows, machine)
     for threads in args.threads:
         torch.set_num_threads(threads)
         for case, ready in zip(cases, prepared, strict=True):
@@ -199,8 +185,7 @@ def main(arguments: list[str] | None = None) -> int:
 def report(args: argparse.Namespace, rows: list[Row], machine: Machine) -> None:
     for metric, config in dict.fromkeys((row.metric, row.config) for row in rows):
         shown = [row for row in rows if (row.metric, row.config) == (metric, config)]
-        what = "us/step by paths" if metric == "step" else f"{metric}, us/call"
-        print_table(shown, f"{what}; {config}; {machine.device}")
+        print_table(shown, f"us/step by paths; {config}; {machine.device}")
     if args.plot:
         shown = [row for row in rows if row.metric == "step" and f"threads {args.threads[0]}" in row.config]
         named = [replace(row, provider=f"{row.provider}, {row.config.split(';')[0]}") for row in shown]

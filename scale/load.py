@@ -24,7 +24,6 @@ from scale.models.hf_config import is_model_folder, model_config
 from scale.monitor.run_folder import RunFolder
 from scale.sealed import broken_seal
 
-SHADOW = "predict/shadow.weights/"
 """Names, in a checkpoint, of predicted weights that were kept beside training."""
 _ADAPTER = "adapter_config.json"
 
@@ -45,18 +44,17 @@ class Trained:
     """Folder or name of the base model; None for weights that were made at random."""
 
 
-def load_run(folder: str | Path, step: int | None = None, shadow: bool = False, best: bool = False) -> tuple[Any, Any]:
+def load_run(folder: str | Path, step: int | None = None, best: bool = False) -> tuple[Any, Any]:
     """Model (CPU, eval mode) and tokenizer (None if there is none) of a run's newest good checkpoint, or the one at `step`,
     or the `best` by held-out loss.
 
-    `shadow`: with the best predicted weights (predict.use = 'shadow') in place of the trained ones. Raises UsageError if
-    the folder is no run or has no such checkpoint or shadow, DamagedCheckpoint if that one is damaged.
+    Raises UsageError if the folder is no run or has no such checkpoint, DamagedCheckpoint if that one is damaged.
     """
-    trained = load_trained(folder, step, shadow, best)
+    trained = load_trained(folder, step, best)
     return trained.model, trained.tokenizer
 
 
-def load_trained(folder: str | Path, step: int | None = None, shadow: bool = False, best: bool = False) -> Trained:
+def load_trained(folder: str | Path, step: int | None = None, best: bool = False) -> Trained:
     """As `load_run`, with what an export needs to know of the base model."""
     run = RunFolder(Path(folder))
     if not is_run_folder(run):
@@ -75,7 +73,7 @@ def load_trained(folder: str | Path, step: int | None = None, shadow: bool = Fal
     else:
         base, _ = build_model(config.model, hf_config, "sdpa", config.seed)
         model = add_adapter(base, config.adapter, config.seed)
-    _fill(model, saved, run, shadow)
+    _fill(model, saved, run)
     settings = run.model / SETTINGS
     generation = read_settings(settings) if settings.exists() else base_settings(config.model)
     if generation:
@@ -89,7 +87,7 @@ def load_trained(folder: str | Path, step: int | None = None, shadow: bool = Fal
     )
 
 
-def _fill(model: Any, saved: Saved, run: RunFolder, shadow: bool) -> None:
+def _fill(model: Any, saved: Saved, run: RunFolder) -> None:
     ours = {f"model/{name}": tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()}
     trained = [name for name in saved.shapes() if name.startswith("model/")]
     for name in trained:
@@ -98,14 +96,6 @@ def _fill(model: Any, saved: Saved, run: RunFolder, shadow: bool) -> None:
                 f"{saved.path}: holds {name.removeprefix('model/')}, which the model of {run.model} has not"
             )
     saved.read({name: ours[name] for name in trained})
-    if shadow:
-        predicted = [name for name in saved.shapes() if name.startswith(SHADOW)]
-        if not predicted:
-            raise UsageError(
-                f"--shadow: {saved.path} holds no predicted weights (a run with predict.use = 'shadow' keeps them, once a "
-                "jump has lowered the check loss)"
-            )
-        saved.read({name: ours[f"model/{name.removeprefix(SHADOW)}"] for name in predicted})
 
 
 def is_run_folder(run: RunFolder) -> bool:

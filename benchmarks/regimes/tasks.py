@@ -16,8 +16,8 @@ import numpy as np
 from benchmarks.regimes.start import RARELY, Maker, Settings, smooth_trainer, text_trainer
 from scale.config.predict import PredictConfig
 from scale.monitor.records import read_rows
-from scale.predict.features import Coming, FeatureEncoder
-from scale.predict.moments import GroupStats
+from scale.predict.features import FeatureEncoder
+from scale.predict.moments import ComingStep, Statistics
 from scale.predict.signals import Signals
 from scale.predict.stepper import PredictiveStepper
 from scale.protocols import Stepper
@@ -60,7 +60,7 @@ class Outcome:
     curve: list[list[float]]
     ledger: dict[str, Any] | None
     drift: float | None = None
-    """Mean over jumps of |worth - length| / length, both in full steps."""
+    """Mean over jumps of |steps saved - length| / length."""
 
     @property
     def flops(self) -> float:
@@ -104,11 +104,11 @@ def chosen(row: Mapping[str, Any]) -> bool:
 
 
 def drift_of(rows: Sequence[Mapping[str, Any]]) -> float | None:
-    """How far the worth of jumps was from what their lengths promised."""
+    """Mean over jumps of |steps saved - length| / length."""
     said = [row["prediction"] for row in rows if row["prediction"]]
     lengths = [one["kept"] for one in said if one.get("kept")]
-    worths = [one["worth"] for one in said if one.get("worth") is not None]
-    off = [abs(worth - length) / length for worth, length in zip(worths, lengths, strict=False)]
+    saved = [one["steps_saved"] for one in said if one.get("steps_saved") is not None]
+    off = [abs(steps - length) / length for steps, length in zip(saved, lengths, strict=False)]
     return sum(off) / len(off) if off else None
 
 
@@ -126,8 +126,8 @@ class Shuffled(FeatureEncoder):
         super().__init__()
         self.rng = np.random.default_rng(0)
 
-    def features(self, signals: Signals, coming: Coming, stats: GroupStats | None) -> list[float]:
-        return [float(x) for x in self.rng.permutation(super().features(signals, coming, stats))]
+    def features(self, signals: Signals, coming: ComingStep, statistics: Statistics | None) -> list[float]:
+        return [float(x) for x in self.rng.permutation(super().features(signals, coming, statistics))]
 
 
 def predictive(config: Mapping[str, Any], shuffled: bool = False) -> Around:
@@ -137,7 +137,7 @@ def predictive(config: Mapping[str, Any], shuffled: bool = False) -> Around:
     def around(full: BackwardStepper) -> PredictiveStepper:
         stepper = PredictiveStepper(full, checked)
         if shuffled:
-            stepper.brain.encoder = Shuffled()
+            stepper.controller.encoder = Shuffled()
         return stepper
 
     return around
@@ -152,34 +152,34 @@ EAGER: dict[str, Any] = {
     "min_full": 1,
     "horizons": [16],
     "directions": ["optimizer"],
-    "coefficients": "last",
+    "coefficients": "line",
     "confidence": 0,
-    "guard": {"correction_interval": 4, "growth": 2, "relax": 1, "drift": 1.0, "credit": 0.9},
+    "guard": {"correction_interval": 4, "growth": 2, "settle_steps": 1, "drift": 1.0, "discount": 0.9},
 }
-"""Short cycles along the last update: on smooth problems it is as good as an average over many. Horizon and credit of each task
-were chosen on seeds 100 to 102, which are not scored."""
+"""Short cycles along the last update: on smooth problems it is as good as an average over many. Horizon and discount of each
+task were chosen on seeds 100 to 102, which are not scored."""
 PATIENT: dict[str, Any] = {
     "warmup": 40,
     "min_full": 3,
     "horizons": [8, 16],
     "directions": ["optimizer"],
-    "coefficients": "last",
+    "coefficients": "line",
     "confidence": 0,
-    "guard": {"correction_interval": 4, "growth": 2, "relax": 2, "drift": 1.0, "credit": 1.0},
+    "guard": {"correction_interval": 4, "growth": 2, "settle_steps": 2, "drift": 1.0, "discount": 1.0},
 }
 """The same for noisy problems, where the first jumps must wait until the fast directions have settled. Chosen on seeds 100
 and 101, as all else that differs between tasks."""
 ADAPTER = PATIENT | {"min_full": 1, "horizons": [16], "guard": {**PATIENT["guard"], "tolerance": 0.01}}
-DIGITS = EAGER | {"horizons": [16], "guard": {**EAGER["guard"], "credit": 0.95}}
-STRIDING = PATIENT | {
+DIGITS = EAGER | {"horizons": [16], "guard": {**EAGER["guard"], "discount": 0.95}}
+REPEATING = PATIENT | {
     "mode": "always",
     "min_full": 1,
-    "horizons": [3],
-    "strides": 32,
+    "extrapolation_ratio": 3,
+    "extrapolation_steps": 32,
     "world": RARELY["world"],
-    "guard": {"correction_interval": 32, "tolerance": 0.05, "relax": 3, "drift": 50.0, "credit": 0.28},
+    "guard": {"correction_interval": 32, "tolerance": 0.05, "settle_steps": 3, "drift": 50.0, "discount": 0.28},
 }
-"""Where single jumps cannot be told from noise: nearly every step is carried on by three, of which 0.84 are counted."""
+"""Where single jumps cannot be told from noise: nearly every update is repeated thrice, of which 0.84 steps are counted."""
 DEFAULT = {"preset": "balanced"} | RARELY
 """What a user gets without a word, but for `RARELY`."""
 
@@ -189,6 +189,7 @@ OTHERS = {"smooth": 6, "text": 3, "low": 3, "lora": 3}
 """The same of ablations and controls."""
 NET_LRS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 TEXT_LRS = (3e-3, 6e-3, 1.2e-2)
+LOW_LRS = (1.2e-3, *TEXT_LRS)
 
 TASKS = {
     task.name: task
@@ -196,8 +197,8 @@ TASKS = {
         Task("linear", "smooth", smooth_trainer("linear", None), 1000, 0.003, (0.003, 0.01, 0.03, 0.1, 0.3, 1.0), EAGER, 0.78),
         Task("network", "smooth", smooth_trainer("network", 100), 600, 3e-4, NET_LRS, EAGER | {"horizons": [12]}, 0.78),
         Task("cnn", "smooth", smooth_trainer("cnn", 100), 600, 3e-4, NET_LRS, DIGITS, 0.78),
-        Task("text, tuned lr", "text", text_trainer(), 1200, 6e-3, TEXT_LRS, DEFAULT, 0.15, 1020, "world"),
-        Task("text, lr 5x too small", "low", text_trainer(), 1200, 1.2e-3, (1.2e-3, *TEXT_LRS), STRIDING, 0.4, None, "world"),
+        Task("text, tuned lr", "text", text_trainer(), 1200, 6e-3, TEXT_LRS, DEFAULT, 0.15, 1020, "regression"),
+        Task("text, lr 5x too small", "low", text_trainer(), 1200, 1.2e-3, LOW_LRS, REPEATING, 0.4, None, "regression"),
         Task("LoRA, recipe lr", "lora", text_trainer(lora=True), 200, 2e-4, (2e-4, 1e-3, 3e-3, 1e-2, 3e-2), ADAPTER, 0.6),
         Task("LoRA, tuned lr", "lora", text_trainer(lora=True), 200, 1e-2, (3e-3, 1e-2, 3e-2), DEFAULT, 0.6),
     )

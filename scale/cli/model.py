@@ -49,7 +49,6 @@ def add_commands(verbs: Any) -> None:
     export.add_argument("--out", type=Path, required=True, help="folder to make")
     _add_which(export)
     export.add_argument("--merge", action="store_true", help="fold a LoRA adapter into the base weights")
-    export.add_argument("--shadow", action="store_true", help="the best predicted weights instead of the trained ones")
     export.add_argument(
         "--dtype",
         choices=("fp32", "bf16", "fp16"),
@@ -112,7 +111,7 @@ def _export(args: argparse.Namespace) -> int:
     folder = RunFolder(args.run_folder)
     refuse_same_place([folder.config, folder.checkpoints, folder.model], args.out)
     check_free(args.out)
-    run = load_trained(args.run_folder, args.step, args.shadow, args.best)
+    run = load_trained(args.run_folder, args.step, args.best)
     adapter = hasattr(run.model, "peft_config") and not args.merge
     dtype = DTYPES[args.dtype] if args.dtype else DTYPES["fp32"] if adapter else run.dtype
     print(export(run.model, run.tokenizer, args.out, args.merge, dtype, run.generation, run.base))

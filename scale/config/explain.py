@@ -11,6 +11,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from scale.config.base import NAME_IN_WORDS
+from scale.config.renamed import what_became_of
 from scale.config.run import PretrainRun
 from scale.config.yamlfile import Path_
 
@@ -97,7 +98,7 @@ def _explain(error: Any, content: dict[str, Any], origins: Origins, path: Path) 
     if kind == "invalid_key":
         key, value_shown = str(error["loc"][0 if len(error["loc"]) < 2 else -2]), ""
     if kind == "extra_forbidden":
-        message = "unknown key" + _nearest(at, content)
+        message = what_became_of(key) or "unknown key" + _nearest(at, content)
     elif kind == "union_tag_not_found":
         message = f"needs `kind` (one of {_tags(at)})"
     elif kind == "union_tag_invalid":

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from scale.config.base import NUMBER, Count, Fraction, Positive, Strict
 
-DirectionName = Literal["drift", "window", "optimizer", "singular", "masked_slope"]
+DirectionName = Literal["optimizer", "masked_slope"]
 PRESETS: dict[str, dict[str, Any]] = {
     "conservative": {"warmup": 200, "min_full": 30, "horizons": (5, 25), "confidence": 0.9, "members": 5, "sigma": 2.2},
     "balanced": {"warmup": 100, "min_full": 20, "horizons": (10, 40), "confidence": 0.85, "members": 5, "sigma": 2.5},
@@ -34,6 +34,8 @@ class WorldConfig(Strict):
     """Observed moments between two updates of the world model."""
     paths: Annotated[int, NUMBER, Field(ge=1, le=256)] = 16
     """Sampled futures of each member."""
+    device: Literal["cpu", "training"] = "cpu"
+    """Where the world model of rank 0 lives. training: on the device of the run; on CUDA its futures are one Triton launch."""
 
     @model_validator(mode="after")
     def _check(self) -> WorldConfig:
@@ -54,70 +56,46 @@ class GuardConfig(Strict):
     """Factor by which the interval grows after each part of a jump that lowered the check loss."""
     tolerance: Annotated[float, NUMBER, Field(ge=0, le=0.5)] = 0.0
     """Rise of the check loss, as a share of it, that a part of a jump may bring at first: noise in steep directions hides good
-    jumps until a few full steps have relaxed them."""
-    relax: Annotated[int, NUMBER, Field(ge=1)] = 5
-    """Full steps after a jump before it is judged: right after it, the loss misleads in both directions."""
-    credit: Annotated[float, NUMBER, Field(gt=0, le=1)] = 0.8
-    """Share of a jump's measured worth, in full steps, by which the step counter advances; in mode always, of its length."""
+    jumps until a few full steps have settled them."""
+    settle_steps: Annotated[int, NUMBER, Field(ge=1)] = 5
+    """Full steps between a jump and its acceptance test: right after it, the loss misleads in both directions."""
+    discount: Annotated[float, NUMBER, Field(gt=0, le=1)] = 0.8
+    """Share of the steps that a jump is estimated to have saved by which the step counter advances; in mode always, of its
+    length."""
     drift: Positive = 0.1
     """Largest change of the weights in one jump, relative to their norm."""
-    offload: bool = False
-    """Keep the snapshot of a jump in CPU memory."""
-    memory: Positive | None = None
-    """GiB that prediction may keep on each device (snapshots, directions); refused if it would need more."""
 
 
 class SelectionConfig(Strict):
     """Which documents deserve a backward pass. Selection comes before packing; held-out loss on all sources judges it."""
 
-    kind: Literal["off", "history", "world"] = "off"
+    kind: Literal["off", "history", "regression"] = "off"
     """history: the highest remembered loss first, of a piece or of its neighbours in the document; what was never heard of
-    before all. world: as foreseen today."""
+    before all. regression: as a ridge regression over all losses forecasts it today."""
     keep: Annotated[float, NUMBER, Field(ge=0.01, le=1)] = 0.5
-    """Share of the candidates that is trained on. With control = bandit: one of the shares to choose from."""
+    """Share of the candidates that is trained on."""
     warmup: Annotated[int, NUMBER, Field(ge=0)] = 100
     """Batches on all documents before any is left out, which begins with the next window of rows (256, or one batch's): what is
     hard for a model that knows nothing yet says little of what will teach it."""
-    control: Literal["fixed", "bandit"] = "fixed"
-    """fixed: `keep` throughout. bandit: all documents at first; then keep, shares or all of them, whichever lowers the check
-    loss fastest, tried in episodes between episodes on all."""
-    shares: Annotated[tuple[Annotated[float, NUMBER, Field(ge=0.01, lt=1)], ...], Field(max_length=4)] = ()
-    """Further shares for the bandit to choose from."""
-    episode: Annotated[Count, Field(ge=4)] = 48
-    """Full steps by which the bandit judges a share; they begin when the first window of that share is reached."""
     unbiased: bool = False
     """Draw in proportion to the score and weight losses by the inverse probability, instead of taking the best."""
     memory: Annotated[float, NUMBER, Field(ge=0, lt=1)] = 0.7
     """Weight of a document's earlier losses against its newest."""
     probe: Fraction = 0.0
-    """Largest share of the candidates that are scored by a forward pass because the world model is unsure of them. Needs
+    """Largest share of the candidates that are scored by a forward pass because the regression is unsure of them. Needs
     data.workers = 0."""
 
     @model_validator(mode="after")
     def _check(self) -> SelectionConfig:
         if self.unbiased and self.kind == "off":
-            raise ValueError("selection.unbiased = true: needs selection.kind = 'history' or 'world' (it is 'off')")
-        if self.probe and self.kind != "world":
             raise ValueError(
-                f"selection.probe = {self.probe}: only selection.kind = 'world' knows what it is unsure of"
+                "selection.unbiased = true: needs selection.kind = 'history' or 'regression' (it is 'off')"
             )
-        if self.shares and self.control != "bandit":
-            raise ValueError(f"selection.shares = {list(self.shares)}: needs selection.control = 'bandit'")
-        if self.control == "bandit" and (self.kind == "off" or self.keep == 1):
+        if self.probe and self.kind != "regression":
             raise ValueError(
-                f"selection.control = 'bandit': needs selection.kind = 'history' or 'world' (it is {self.kind!r}) and "
-                f"selection.keep below 1 (it is {self.keep:g})"
-            )
-        if len(set(self.arms)) < len(self.arms):
-            raise ValueError(
-                f"selection.keep = {self.keep:g}, selection.shares = {list(self.shares)}: name each share once"
+                f"selection.probe = {self.probe}: only selection.kind = 'regression' knows what it is unsure of"
             )
         return self
-
-    @property
-    def arms(self) -> tuple[float, ...]:
-        """What the bandit chooses from, beside all documents."""
-        return (self.keep, *self.shares)
 
 
 class PredictConfig(Strict):
@@ -126,14 +104,8 @@ class PredictConfig(Strict):
     enabled: bool = False
     """Off: bit-identical to a run without this section."""
     mode: Literal["auto", "always", "observe"] = "auto"
-    """auto: jump where it has paid, after relaxing, against full steps; stay in full steps otherwise. always: jump as soon
-    as rules and guard allow. observe: learn and forecast, never move a weight."""
-    use: Literal["adopt", "shadow"] = "adopt"
-    """adopt: training goes on from the predicted weights. shadow: they are checked and the best are kept and exported
-    while training goes on untouched."""
-    stop_below: Positive | None = None
-    """With use = shadow: end the run once the predicted weights that are kept have a check loss (nats per token) this low.
-    Never if not given."""
+    """auto: jump where acceptance tests showed steps saved; full steps otherwise. always: jump as soon as rules and guard
+    allow. observe: learn and forecast, never move a weight."""
     preset: Literal["conservative", "balanced", "aggressive"] = "balanced"
     """Values of warmup, min_full, horizons, confidence, world.members and sigma where they are not given."""
     warmup: Count = 100
@@ -141,27 +113,27 @@ class PredictConfig(Strict):
     min_full: Count = 20
     """Full steps between two jumps."""
     horizons: Annotated[tuple[Count, ...], Field(min_length=1, max_length=8)] = (10, 40)
-    """Lengths of jumps to choose from, in steps."""
-    directions: Annotated[tuple[DirectionName, ...], Field(min_length=1, max_length=5)] = ("drift", "masked_slope")
-    """Where to jump: what the choice is from. Each keeps fp32 copies of the weights, which the table of facts counts."""
-    strides: Annotated[int, NUMBER, Field(ge=0)] = 0
-    """Full steps that are carried on one after the other, each by a horizon along its own update, before they are judged
-    together: one verdict on a policy, where single jumps cannot be told from noise. 0: single jumps. Needs coefficients =
-    last and every = 1."""
-    coefficients: Literal["world", "line", "fixed", "last"] = "world"
-    """How far along a direction: as the world model learned from how far past drift carried; as a straight line would; a
-    fixed share of it; the last update repeated (a straight line along the direction optimizer, which it asks for)."""
-    fixed: Positive | None = None
-    """Share of the straight line; given with coefficients = fixed, and only then."""
+    """Lengths of jumps to choose from, in steps. Not read with extrapolation_steps."""
+    directions: Annotated[tuple[DirectionName, ...], Field(min_length=1, max_length=2)] = ("optimizer", "masked_slope")
+    """Where to jump: what the choice is from. optimizer: along the last update; masked_slope: along the line of each weight
+    that moves along one. Each keeps fp32 copies of the weights, which the table of facts counts."""
+    coefficients: Literal["world", "line"] = "world"
+    """How far along a direction: as the world model learned from how far past updates carried, or `share` of the straight
+    line."""
+    share: Positive = 1.0
+    """Of the straight line; read with coefficients = line."""
+    extrapolation_steps: Annotated[int, NUMBER, Field(ge=0)] = 0
+    """Update extrapolation: so many full steps in a row are each repeated `extrapolation_ratio` times along their own update,
+    then one acceptance test judges all of them. 0: single jumps. Needs directions = [optimizer], coefficients = line and
+    every = 1."""
+    extrapolation_ratio: Count = 3
+    """How many times the update of a full step is repeated."""
     confidence: Fraction = 0.85
     """Least calibrated confidence of the world model for a jump."""
     sigma: Positive = 2.5
     """Loss this many standard deviations above its average counts as divergence: no jump for a while."""
-    costs: Literal["flops", "measured"] = "flops"
-    """What a forward pass costs beside a full step. flops: a third, token by token. measured: timed once, at the end of the
-    warm-up, and kept in the checkpoint; two runs then decide differently."""
     every: Count = 1
-    """Steps between two looks at the weights (a look reads every weight a few times)."""
+    """Steps between two statistics of weights and gradients (each reads every weight a few times)."""
     world: WorldConfig = WorldConfig()
     guard: GuardConfig = GuardConfig()
     selection: SelectionConfig = SelectionConfig()
@@ -187,30 +159,28 @@ class PredictConfig(Strict):
             raise ValueError(
                 f"horizons = {list(self.horizons)}, directions = {list(self.directions)}: name each one once"
             )
-        if self.use == "shadow" and self.mode == "observe":
+        if self.share != 1 and self.coefficients != "line":
             raise ValueError(
-                "use = 'shadow' with mode = 'observe': nothing would ever be kept (mode = 'auto' or 'always')"
+                f"share = {self.share:g}: read with coefficients = 'line' only (it is {self.coefficients!r})"
             )
-        if self.coefficients == "last" and self.directions != ("optimizer",):
-            raise ValueError(
-                f"coefficients = 'last' with directions = {list(self.directions)}: the last update is the direction "
-                "'optimizer'; name that one alone (or coefficients = 'line')"
-            )
-        if self.strides and (self.coefficients != "last" or self.every != 1 or self.use != "adopt"):
-            wrong = {"coefficients = 'last'": self.coefficients, "every = 1": self.every, "use = 'adopt'": self.use}
-            needed = [f"{need} (it is {is_!r})" for need, is_ in wrong.items() if not need.endswith(f"= {is_!r}")]
-            raise ValueError(f"strides = {self.strides}: carry on the update just made: needs {', '.join(needed)}")
-        if (self.fixed is not None) != (self.coefficients == "fixed"):
-            raise ValueError(f"fixed = {self.fixed} with coefficients = {self.coefficients!r}: they belong together")
-        if self.stop_below is not None and (self.use != "shadow" or self.mode == "observe"):
-            raise ValueError(
-                f"stop_below = {self.stop_below:g}: looks at the weights that use = 'shadow' keeps in mode 'auto' or "
-                f"'always' (here use = {self.use!r}, mode = {self.mode!r})"
-            )
+        if self.extrapolation_steps:
+            given = {"directions": list(self.directions), "coefficients": self.coefficients, "every": self.every}
+            needed = {"directions": ["optimizer"], "coefficients": "line", "every": 1}
+            wrong = [f"{key} = {needed[key]!r} (it is {is_!r})" for key, is_ in given.items() if is_ != needed[key]]
+            wrong += [f"share = 1 (it is {self.share:g})"] if self.share != 1 else []
+            if wrong:
+                raise ValueError(
+                    f"extrapolation_steps = {self.extrapolation_steps}: repeats the update just made: needs {', '.join(wrong)}"
+                )
         if self.selection.kind != "off" and not self.enabled:
             raise ValueError(
                 f"selection.kind = {self.selection.kind!r}: needs enabled = true (mode = 'observe': no jumps)"
             )
-        if self.selection.control == "bandit" and self.mode != "auto":
-            raise ValueError(f"selection.control = 'bandit': needs mode = 'auto' (it is {self.mode!r})")
         return self
+
+    @property
+    def arms(self) -> list[tuple[int, str]]:
+        """(steps, direction) of the jumps to choose from; the ratio and the direction of update extrapolation."""
+        if self.extrapolation_steps:
+            return [(self.extrapolation_ratio, "optimizer")]
+        return [(horizon, name) for name in self.directions for horizon in self.horizons]

@@ -43,8 +43,8 @@ class Planner:
     seeded order. Raises UsageError for a source in which no document has two tokens.
 
     A `selector` looks at 1 / keep times as many pieces and leaves those out that teach least: in each source the same
-    share, so that the mix stays. Pieces left out come again in the next epoch. Where it chooses another share, that holds
-    for windows opened from then on: `served` is the share of the last plan, None while rows of several are about.
+    share, so that the mix stays. Pieces left out come again in the next epoch. Another share (after a warm-up) holds for
+    windows opened from then on.
     """
 
     def __init__(
@@ -73,8 +73,6 @@ class Planner:
         self.kept = [0] * len(lengths)  # positions that the selector chose
         self.passed_over = [0] * len(lengths)  # pieces that it did not
         self.budget = Budget(len(lengths))
-        self.served: float | None = None
-        self.older = 0  # rows of pending that were planned under another share than the last ones
         self.pending: list[Row] = []
         self.pending_weights: list[list[float]] = []  # of the spans of pending; none unless selection is unbiased
         self.pending_len = 0
@@ -99,8 +97,6 @@ class Planner:
             opened, opened_weights = self._window(*carried, seq_len)
             self.pending, self.pending_weights = self.pending + opened, self.pending_weights + opened_weights
             carried = ([], [])
-        self.served = None if self.older else self.budget.keep
-        self.older = max(0, self.older - wanted)
         rows, self.pending = self.pending[:wanted], self.pending[wanted:]
         weights, self.pending_weights = self.pending_weights[:wanted], self.pending_weights[wanted:]
         before = sum(self.drawn)
@@ -132,7 +128,6 @@ class Planner:
         keep = 1.0 if self.selector is None else self.selector.keep(self.groups)
         if keep != self.budget.keep:
             self.budget.change(keep, self.taken)
-            self.older = len(self.pending)
         candidates = self._candidates(wanted - sum(s.length for s in carried), wanted, bool(carried))
         rng = np.random.default_rng([self.seed, 1, self.windows])
         self.windows += 1
@@ -227,8 +222,6 @@ class Planner:
             "passed_over": list(self.passed_over),
             "weights": self.pending_weights,
             "budget": self.budget.state_dict(),
-            "served": self.served,
-            "older": self.older,
         }
         return {
             "groups": self.groups,
@@ -253,4 +246,3 @@ class Planner:
             self.kept, self.passed_over = list(state["kept"]), list(state["passed_over"])
             self.pending_weights = state["weights"]
             self.budget.load_state_dict(state["budget"])
-            self.served, self.older = state["served"], state["older"]

@@ -45,10 +45,6 @@ class Selector(Protocol):
         """Mean loss of some pieces, each named once, heard when `group` was the last one drawn."""
         ...
 
-    def choose(self, group: int, keep: float) -> None:
-        """Another share from now on, decided when `group` was the last one drawn."""
-        ...
-
     def state_dict(self, drawn: int) -> dict[str, Any]:
         """What planning needs after group `drawn` (-1: none), however far plans were made ahead. JSON."""
         ...

@@ -143,18 +143,6 @@ class PackedSource:
             "probe_tokens": probed["tokens"],
         }
 
-    def share(self) -> float | None:
-        """Of the pieces looked at that the group drawn last is from; None where its rows were planned under several."""
-        served: float | None = self._state["served"] if self.planner.selector is not None else 1.0
-        return served
-
-    def choose(self, keep: float) -> None:
-        """Another share for selection: it holds for windows that are opened `LAG` groups from here or later. Raises
-        UsageError where nothing is selected."""
-        if self.planner.selector is None:
-            raise UsageError(f"selection: a share of {keep:g} was chosen, but the source trains on all documents")
-        self.planner.selector.choose(self._state["groups"] - 1, keep)
-
     def rehearse(self) -> Group:
         """The first micro-batch of each row length still to come, read through a throw-away planner."""
         current = self.planner.seq_len_of(self._state["groups"])

@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from scale.errors import ScaleError, UsageError
+from scale.forecast.curve import Curve, curve_of
+from scale.forecast.outlook import Outlook, look_ahead
 from scale.monitor.curves import COLOURS
 from scale.monitor.mending import config_of
 from scale.monitor.records import finite, read_rows
 from scale.monitor.run_folder import RunFolder
 from scale.monitor.run_state import RunState
-from scale.predict.forecast.curve import Curve, curve_of
-from scale.predict.forecast.outlook import Outlook, look_ahead
 from scale.train.schedule import lr_factor, warmup_steps
 
 

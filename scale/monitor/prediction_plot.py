@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from scale.monitor.curves import COLOURS, Run, smooth
 
 COLUMNS = {
-    "prediction": ("check_before", "check_after", "check_relaxed", "undone", "coverage"),
+    "prediction": ("check_before", "check_after", "check_settled", "undone", "coverage"),
     "ledger": ("full", "predicted", "rejected"),
 }
 """What is drawn beside the columns of a row themselves."""
@@ -51,13 +51,13 @@ def losses(ax: Axes, run: Run) -> None:
 
 
 def checks(ax: Axes, run: Run) -> None:
-    """Check loss of each jump: before it, right after it, after relaxing; crossed out where it was undone."""
+    """Check loss of each jump: before it, right after it, after the settle steps; crossed out where it was undone."""
     _points(ax, run, "check_before", "o", BLUE, "before the jump")
     _points(ax, run, "check_after", "^", ORANGE, "right after")
-    _points(ax, run, "check_relaxed", "s", GREEN, "after relaxing")
+    _points(ax, run, "check_settled", "s", GREEN, "after the settle steps")
     undone = run["undone"] == 1
     if undone.any():
-        ax.plot(run["step"][undone], run["check_relaxed"][undone], "x", color="black", label="undone")
+        ax.plot(run["step"][undone], run["check_settled"][undone], "x", color="black", label="undone")
     ax.set_ylabel("check loss\n(nats per token)")
 
 

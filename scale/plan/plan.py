@@ -23,7 +23,7 @@ from scale.plan.memory import Memory, fake_batch, trace_step
 from scale.plan.settle import Settled, make_root, make_strategy, settle
 from scale.plan.speed import Bill, bill_of, step_seconds
 from scale.plan.zero import zero_memory
-from scale.predict.weights.memory import ON_CPU, check_budget, footprint, on_device
+from scale.predict.weights.memory import footprint
 from scale.train.facts import total_flops
 
 USABLE = 0.92
@@ -174,15 +174,11 @@ def measure(settled: Settled, say: Say) -> Memory:
 
 def with_prediction(memory: Memory, config: PretrainRun, numel: int) -> Memory:
     """With what predictive training keeps for `numel` trained elements on one GPU, its working memory included: an upper
-    bound, as a look at the weights and a backward pass never meet. Raises UsageError where predict.guard.memory is less."""
-    predict = config.predict
-    if not predict.enabled:
+    bound, as statistics and a backward pass never meet."""
+    if not config.predict.enabled:
         return memory
-    parts = footprint(numel, predict.directions, predict.guard.offload, predict.use)
-    check_budget(predict.guard.memory, parts)
-    kept, beside = on_device(parts), parts.get(ON_CPU, 0)
-    at_peak = {**memory.at_peak, "prediction": kept}
-    return replace(memory, held={**memory.held, "prediction": kept}, at_peak=at_peak, host=memory.host + beside)
+    kept = sum(footprint(numel, config.predict.directions).values())
+    return replace(memory, held={**memory.held, "prediction": kept}, at_peak={**memory.at_peak, "prediction": kept})
 
 
 def parameters_outside(model: nn.Module, total: int) -> int:

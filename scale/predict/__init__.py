@@ -9,8 +9,8 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    if name == "wrap":  # later than the rooms that it is made of, which are imported by path
-        from scale.predict.any_loop import wrap
+    if name == "wrap":  # late: the packages it needs are imported by path without it
+        from scale.predict.wrap_loop import wrap
 
         return wrap
     raise AttributeError(f"module {__name__} has no attribute {name}")

@@ -1,4 +1,4 @@
-"""Which jump to make or which share of documents to train on, if any: LinUCB.
+"""Which jump to make, if any: LinUCB.
 
 Li et al. 2010, arXiv 1003.0146, algorithm 1, disjoint arms.
 """
@@ -12,10 +12,10 @@ import numpy as np
 
 from scale.predict.packing import pack_array, unpack_array
 
-Arm = tuple[float, str]
-"""A number and a name: horizon in steps and direction, or a share."""
+Arm = tuple[int, str]
+"""Horizon in steps and direction."""
 STAY: Arm = (0, "stay")
-"""Full steps on all documents. Rewards are gains over it, so its own is 0 by definition, without uncertainty."""
+"""Full steps. Rewards are gains over it, so its own is 0 by definition, without uncertainty."""
 ALPHA = 1.0
 """Standard errors of optimism."""
 L2 = 1.0
@@ -43,11 +43,6 @@ class Bandit:
             bound_K = np.where([arm in among for arm in self.arms], bound_K, -np.inf)
         best = int(bound_K.argmax())
         return self.arms[best] if bound_K[best] > 0 or not stay else STAY
-
-    def expected(self, context_D: Sequence[float]) -> dict[Arm, float]:
-        """Expected reward of every arm without optimism, 0 for STAY."""
-        means = self._means(self._checked(context_D))
-        return {STAY: 0.0} | {arm: float(mean) for arm, mean in zip(self.arms, means, strict=True)}
 
     def learn(self, arm: Arm, context_D: Sequence[float], reward: float) -> None:
         """What an arm brought over staying. Raises ValueError for STAY, unknown arms and numbers that are not finite."""

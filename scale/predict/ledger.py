@@ -26,13 +26,12 @@ class Ledger:
     """Pieces of documents that selection left out."""
     tokens_skipped: int = 0
     probe_forwards: int = 0
-    """Forward passes on documents that the world model was unsure of."""
+    """Forward passes on documents that selection was unsure of."""
     probe_tokens: int = 0
     divergences: int = 0
     """Signs of divergence in full steps."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Wall-clock of `full` steps (looks at the weights included), the `world` model and `check`s. Nothing is decided by it
-    but, where costs are measured, what a forward costs, once."""
+    """Wall-clock of `full` steps (statistics included), the `world` model and `check`s. Nothing is decided by it."""
 
     def spend(self, part: str, seconds: float) -> None:
         """Add to the time of a part."""

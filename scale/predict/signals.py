@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from scale.predict.moments import Moment, StepFacts
-from scale.predict.window import Window
+from scale.predict.moments import MadeStep, Moment
+from scale.predict.trend import RecentLosses
 
 SCALES = (8, 32, 128)
 """Steps that the averages and slopes look back."""
@@ -63,20 +63,20 @@ class Signals:
         self.loss = {scale: Average(scale) for scale in SCALES}
         self.log_grad = {scale: Average(scale) for scale in SCALES}
         self._noise, self._grad_noise = Spread(32), Spread(32)
-        self.recent = Window(SCALES, OSCILLATING)
+        self.recent = RecentLosses(SCALES, OSCILLATING)
         self.last_loss = self.last_log_grad = self.last_lr = 0.0
         self.steps = 0
         self.since_jump = 0
 
-    def update(self, facts: StepFacts) -> None:
-        """Take in a full step. Skipped and non-finite ones only count; relaxing ones do not teach the noise."""
+    def update(self, facts: MadeStep) -> None:
+        """Take in a full step. Skipped and non-finite ones only count; settle steps do not teach the noise."""
         self.steps += 1
         self.since_jump += 1
         self.last_lr = facts.lr_factor
         if facts.skipped or not (math.isfinite(facts.loss) and math.isfinite(facts.grad_norm)):
             return
         log_grad = math.log(max(facts.grad_norm, TINY))
-        if self.seen and not facts.relaxing:
+        if self.seen and not facts.settling:
             self._noise.add(facts.loss - self.baseline)
             self._grad_noise.add(log_grad - self.log_grad[BASELINE].value)
         for scale in SCALES:
@@ -116,16 +116,16 @@ class Signals:
 
     def slope(self, scale: int) -> float:
         """Least-squares slope of the last `scale` losses, one of `SCALES`, per step; 0 with fewer than three."""
-        return self.recent.fit().slope_S[SCALES.index(scale)]
+        return self.recent.trend().slope_S[SCALES.index(scale)]
 
     @property
     def oscillation(self) -> float:
         """Share of sign changes among the last 32 losses around their own line, 0 to 1."""
-        return self.recent.fit().sign_changes
+        return self.recent.trend().sign_changes
 
     def moment(
         self,
-        facts: StepFacts,
+        facts: MadeStep,
         features_F: list[float],
         action_A: list[float],
         carry_G: list[float] | None = None,
@@ -146,12 +146,12 @@ class Signals:
             diverged=diverged,
         )
 
-    def divergence(self, facts: StepFacts, predicted: float | None = None) -> str | None:
+    def divergence(self, facts: MadeStep, predicted: float | None = None) -> str | None:
         """Why a step counts as divergence, or None. Call it before `update(facts)`.
 
         `predicted`: the loss that was foreseen. It fails if it is off by more than 20% and by more than `sigma` times
-        the noise, so that a small and noisy loss does not. While training relaxes after a jump the loss misleads, so
-        only NaN, infinity and gradient norms count.
+        the noise, so that a small and noisy loss does not. In settle steps after a jump the loss misleads, so only NaN,
+        infinity and gradient norms count.
         """
         if not (math.isfinite(facts.loss) and math.isfinite(facts.grad_norm)):
             return f"loss {facts.loss}, gradient norm {facts.grad_norm}"
@@ -161,7 +161,7 @@ class Signals:
         ratio = facts.grad_norm / self.grad_baseline
         if not low <= ratio <= high:
             return f"gradient norm {facts.grad_norm:.3g} is {ratio:.3g} times its average"
-        return None if facts.relaxing else self._misled(facts.loss, predicted)
+        return None if facts.settling else self._misled(facts.loss, predicted)
 
     def _misled(self, loss: float, predicted: float | None) -> str | None:
         above = (loss - self.baseline) / self.noise
@@ -172,17 +172,17 @@ class Signals:
             if error > PREDICTION_ERROR * abs(predicted) and error > self.sigma * self.noise:
                 return f"loss {loss:.4g} where {predicted:.4g} was predicted"
         changes, amplitude = OSCILLATION
-        fit = self.recent.fit_with(loss)
-        often = len(fit.left_N) == OSCILLATING and fit.sign_changes > changes
-        if often and fit.left_N.std() > amplitude * abs(self.baseline):
-            return f"loss oscillates: {fit.sign_changes:.0%} sign changes around its trend"
+        trend = self.recent.trend_with(loss)
+        often = len(trend.residual_N) == OSCILLATING and trend.sign_changes > changes
+        if often and trend.residual_N.std() > amplitude * abs(self.baseline):
+            return f"loss oscillates: {trend.sign_changes:.0%} sign changes around its trend"
         return None
 
     def state_dict(self) -> dict[str, Any]:
         """JSON."""
         averages = {name: [a.seen, a.value] for name, a in self._averages().items()}
         plain = {name: getattr(self, name) for name in _PLAIN}
-        return {"averages": averages, "recent": self.recent.values().tolist(), **plain}
+        return {"averages": averages, "recent": list(self.recent.values), **plain}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken."""

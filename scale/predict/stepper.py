@@ -12,18 +12,17 @@ from torch import Size, Tensor
 from scale.config.predict import PredictConfig
 from scale.errors import UsageError
 from scale.parallel import companions
-from scale.predict.attempt import Attempt, Attempts
-from scale.predict.brain import Brain
-from scale.predict.features import Coming
+from scale.predict.controller import Controller, Decision
+from scale.predict.cycle import JumpCycle
 from scale.predict.ledger import Ledger
-from scale.predict.moments import StepFacts
-from scale.predict.phases import Phases
-from scale.predict.selection.control import ShareControl
-from scale.predict.weights.carry import Carry
-from scale.predict.weights.look import Looks
-from scale.predict.weights.memory import check_budget, footprint
+from scale.predict.moments import MadeStep
+from scale.predict.weights.memory import footprint
+from scale.predict.weights.statistics import StatisticsHook
 from scale.protocols import Source, StepReport
 from scale.train.step import BackwardStepper
+
+STATE_VERSION = 2
+"""Of what a checkpoint holds of prediction."""
 
 
 @runtime_checkable
@@ -34,122 +33,105 @@ class Choosing(Protocol):
 
 
 class PredictiveStepper:
-    """Implements `scale.protocols.Stepper`. `full` does the real steps, and its strategy holds the weights.
-
-    Raises UsageError if the directions cannot work with the strategy or need more memory than is allowed. Collective.
-    """
+    """Implements `scale.protocols.Stepper`. `full` does the real steps, and its strategy holds the weights. Collective."""
 
     def __init__(self, full: BackwardStepper, config: PredictConfig):
-        self.full, self.config, self.event = full, config, full.event
+        self.full, self.config = full, config
         self.ranks = full.strategy.ranks
         self.steps = full.settings.steps
-        self.phases = Phases(config, self.steps)
-        self.brain = Brain(config)
+        self.controller = Controller(config, self.ranks.device)
         self.ledger = Ledger()
         with full.strategy.edit_masters() as shards:
             numel = sum(shard.param.numel() for shard in shards.values())
-            self.memory = footprint(numel, config.directions, config.guard.offload, config.use)
-            check_budget(config.guard.memory, self.memory)
-            self.looks = Looks(self.ranks, shards, config.directions, config.every, Carry(self.ranks, shards))
-        full.watchers.append(self.looks)
-        self.attempts = Attempts(full, config, self.looks, self.ledger)
-        self.control = self._make_control() if config.selection.control == "bandit" else None
+            self.memory = footprint(numel, config.directions)
+            self.hook = StatisticsHook(self.ranks, shards, config.directions, config.every)
+        full.watchers.append(self.hook)
+        self.cycle = JumpCycle(full, config, self.hook, self.ledger)
         self.resumed = False
-
-    def _make_control(self) -> ShareControl:
-        def context() -> list[float]:
-            return self.brain.share_context(self.full.steps_done / self.steps)
-
-        config, relax = self.config.selection, self.config.guard.relax
-        return ShareControl(config, relax, self.ranks, self.ledger, self.attempts.level, context)
 
     def rehearse(self, source: Source) -> None:
         self.full.rehearse(source)
 
     def step(self, source: Source) -> StepReport:
-        if self.phases.phase == "predict":
+        if self.cycle.phase == "predict":
             return self._predicted()
-        said: dict[str, Any] = {}
         forwards = self.ledger.check_forwards
-        if self._may_jump():
-            if extra := self.attempts.settle(source, self.phases.room(self.full.steps_done)):
-                self.phases.credited(extra)
-                return self._predicted(self._checked(forwards))
-            said |= self._jump(source)
-        if self.control and self.phases.phase == "full":
-            self.control.before(source)
+        prediction: dict[str, Any] = {}
+        if self.cycle.ripe():
+            if self.cycle.settle(source):
+                return self._predicted(self.ledger.check_forwards - forwards)
+            prediction = self._decide(source)
         report = self._full(source)
-        if self.phases.to_judge():
-            said |= self._judge()
-        chosen = self.control.after(source) if self.control else {}
-        forwards = self._checked(forwards)
-        report.forward_passes += forwards * self.attempts.passes
-        report.forward_tokens += forwards * self.attempts.tokens
-        report.prediction = said | chosen | self._accounts()
-        if said and self.ranks.rank == 0:
-            report.prediction |= self.brain.foresight.calibration.report()
-        if why := self.reached():
-            report.prediction["stop"] = why
+        if self.cycle.due():
+            prediction |= self._accept()
+        checks, (passes, tokens) = self.ledger.check_forwards - forwards, self.cycle.check_cost
+        report.forward_passes += checks * passes
+        report.forward_tokens += checks * tokens
+        report.prediction = prediction | self._accounts()
+        if prediction and self.ranks.rank == 0:
+            report.prediction |= self.controller.world.calibration.report()
         return report
 
-    def reached(self) -> str | None:
-        """Implements `scale.train.loop.Ending`: whether the predicted weights that are kept are as good as was asked for."""
-        shadow, enough = self.attempts.shadow, self.config.stop_below
-        if enough is None or shadow.loss > enough:
-            return None
-        found = f"check loss {shadow.loss:.4f} of the predicted weights of step {shadow.step}"
-        return f"{found} <= predict.stop_below = {enough:g}"
-
-    def _may_jump(self) -> bool:
-        """Whether a jump may be thought of: before a direction is known, nothing is checked for it."""
-        ripe = self.phases.ripe(self.full.steps_done) and bool(self.looks.ready())
-        return ripe and not (self.control and self.control.measuring)
+    def _decide(self, source: Source) -> dict[str, Any]:
+        """Ask the controller for a jump and try it. Returns what it reports."""
+        done = self.full.steps_done
+        longest = max(self.config.guard.settle_steps, *(horizon for horizon, _ in self.config.arms))
+        factors = [self.full.factor(step) for step in range(done + 1, min(done + longest, self.steps) + 1)]
+        answer = self.ranks.lead(
+            lambda: self.controller.decide(
+                done, self.steps, factors, self.hook.ready(), self.hook.last, self.cycle.jump.places
+            )
+        )
+        if "stay" in answer:
+            self.cycle.waited(pays=answer.get("soon", False) or self.cycle.always)
+            return {"stay": answer["stay"], "confidence": answer.get("confidence")}
+        decision = Decision(**answer["go"])
+        if self.config.extrapolation_steps:
+            return self.cycle.begin_extrapolation(decision, source).report()
+        trial = self.cycle.try_jump(decision, source)
+        if trial.kept:
+            source.publish(done, lambda: self.full.strategy.full_params())
+            if self.ranks.rank == 0:
+                self.controller.jumped(trial.kept, decision.distance(trial.kept))
+        elif trial.tried:
+            self._learn(decision, self.cycle.rejected(trial))
+        return trial.report()
 
     def _full(self, source: Source) -> StepReport:
-        """A real step, heard of before and after."""
+        """A real step, and what prediction learns of it."""
         step = self.full.steps_done + 1
-        striding, relaxing = self.phases.phase == "stride", self.phases.phase in ("stride", "correct")
-        self.looks.begin(step)
-        stats = self.looks.last
+        phase, before = self.cycle.phase, self.hook.last
+        self.hook.begin(step)
         report = self.full.step(source)
-        if report.kind == "full":
-            self.looks.moved(self.full.factor(step))
-        facts = StepFacts(
+        applied = report.kind == "full"
+        if applied:
+            self.hook.moved(self.full.factor(step))
+        made = MadeStep(
             step=step,
-            loss=report.loss,
-            grad_norm=report.grad_norm,
             lr_factor=self.full.factor(step),
             position=step / self.steps,
             tokens=report.tokens,
             seq_len=report.seq_len or 0,
+            settling=phase in ("extrapolate", "settle"),
+            loss=report.loss,
+            grad_norm=report.grad_norm,
             skipped=report.kind == "skipped",
-            relaxing=relaxing,
         )
         start = time.perf_counter()
         if self.ranks.rank == 0:
-            self.brain.before(Coming.of(facts), stats)
-            diverged = self.brain.after(facts, self._carry(step))
+            diverged = self.controller.observe(made, before, self.hook.carried(step))
             self.ledger.divergences += diverged is not None
         self.ledger.spend("world", time.perf_counter() - start)
         self.ledger.spend("full", report.seconds)
-        self.ledger.full += report.kind == "full"
-        self.ledger.full_tokens += report.tokens if report.kind == "full" else 0
+        self.ledger.full += applied
+        self.ledger.full_tokens += report.tokens if applied else 0
         self.ledger.skipped += report.kind == "skipped"
         self._account_selection(source, report)
-        going_on = not (striding and report.kind == "full") or self._stride(step)
-        self.phases.made(step)
-        if striding and not going_on and self.phases.phase == "stride":
-            self.phases.jumped()
-        if relaxing and not striding and report.kind == "full":
+        if self.cycle.made(step, applied) and self.ranks.rank == 0:
+            self.controller.jumped(self.config.extrapolation_ratio, self.full.factor(step))
+        if phase == "settle" and applied:
             report.kind = "correct"
         return report
-
-    def _stride(self, step: int) -> bool:
-        """Carry on the step that was just made. Returns whether to go on."""
-        going_on = self.attempts.stride(self.full.factor(step), last=self.phases.left == 1)
-        if self.ranks.rank == 0 and self.attempts.open:
-            self.brain.jumped(self.attempts.open.decision.horizon, self.full.factor(step))
-        return going_on
 
     def _account_selection(self, source: Source, report: StepReport) -> None:
         """What choosing documents spared and cost, where the source chooses."""
@@ -160,76 +142,32 @@ class PredictiveStepper:
             for name, value in chosen.items():
                 setattr(self.ledger, name, value)
 
-    def _carry(self, step: int) -> list[float] | None:
-        """What was read in this step, if it was looked at."""
-        stats, carry = self.looks.last, self.looks.carry
-        return carry.last if carry is not None and stats is not None and stats.step == step else None
-
-    def _jump(self, source: Source) -> dict[str, Any]:
-        """Ask for a jump and try it."""
-        done = self.full.steps_done
-        longest = max(*self.config.horizons, self.config.guard.relax)
-        factors = [self.full.factor(step) for step in range(done + 1, min(done + longest, self.steps) + 1)]
-        said = self.ranks.lead(
-            lambda: self.brain.decide(
-                done, self.steps, factors, self.looks.ready(), self.looks.last, self.attempts.jump.places
-            )
-        )
-        if "stay" in said:
-            self.phases.waited(paid=said.get("soon", False) or self.config.mode == "always")
-            return {"stay": said["stay"], "confidence": said.get("confidence")}
-        if self.config.strides:
-            attempt = self.attempts.begin_strides(said["go"], source)
-            if attempt.tried:
-                self.phases.striding()
-            else:
-                self.phases.waited(paid=True)
-            return attempt.says()
-        attempt = self.attempts.start(said["go"], source, done)
-        if attempt.kept:
-            source.publish(done, lambda: self.full.strategy.full_params())
-            self.phases.jumped()
-            if self.ranks.rank == 0:
-                self.brain.jumped(attempt.kept, attempt.decision.distance(attempt.kept))
-        elif attempt.tried:
-            self._learn(attempt, self.attempts.reward(attempt))
-            self.phases.waited(
-                paid=self.config.use == "shadow" or self.config.mode == "always" or self.attempts.account.pays
-            )
-        else:
-            self.phases.waited(paid=True)  # the rate of full steps was measured; nothing was tried
-        return attempt.says()
-
-    def _judge(self) -> dict[str, Any]:
-        """The relaxing steps are over: what was the jump worth?"""
-        verdict = self.attempts.judge(self.phases.room(self.full.steps_done))
-        if math.isfinite(verdict.reward):
-            self._learn(verdict.attempt, verdict.reward)
+    def _accept(self) -> dict[str, Any]:
+        """The settle steps are over: how many steps did the jump save?"""
+        report = self.cycle.accept()
+        decision = report.trial.decision
+        if math.isfinite(report.reward):
+            self._learn(decision, report.reward)
         if self.ranks.rank == 0:
-            if verdict.undone:
-                self.brain.undone()
-            if not verdict.attempt.striding:  # the world model foresees a jump, not a policy
-                stayed = dict(zip(self.attempts.jump.places, verdict.stayed_P, strict=True))
-                gain = verdict.attempt.before - verdict.after
-                self.brain.compare(self.full.steps_done, verdict.attempt.decision, gain, stayed)
-        self.phases.judged(verdict.credit, verdict.paid)
-        return verdict.says()
+            if report.undone:
+                self.controller.undone()
+            if not report.trial.extrapolating:  # the world model forecasts a jump, not a row of updates
+                stayed = dict(zip(self.cycle.jump.places, report.stayed_P, strict=True))
+                self.controller.compare(self.full.steps_done, decision, report.trial.before - report.after, stayed)
+        return report.report()
 
-    def _learn(self, attempt: Attempt, reward: float) -> None:
+    def _learn(self, decision: Decision, reward: float) -> None:
         if self.ranks.rank == 0:
-            self.brain.learn(attempt.decision, reward)
+            self.controller.learn(decision, reward)
 
-    def _checked(self, before: int) -> int:
-        """Checking forwards since there were `before`."""
-        return self.ledger.check_forwards - before
-
-    def _predicted(self, forwards: int = 0) -> StepReport:
-        """One of the steps that the last jump was worth: counted, without a pass or a token."""
+    def _predicted(self, checks: int = 0) -> StepReport:
+        """One of the steps that the last jump saved: counted, without a pass or a token."""
         start = time.perf_counter()
         self.full.advance(1)
-        self.phases.predicted()
+        loss = self.cycle.predicted()
         self.ledger.predicted += 1
         step = self.full.steps_done
+        passes, tokens = self.cycle.check_cost
         return StepReport(
             step=step,
             kind="predict",
@@ -237,20 +175,20 @@ class PredictiveStepper:
             grad_norm=math.nan,
             lr=self.full.settings.lr * self.full.factor(step),
             tokens=0,
-            forward_passes=forwards * self.attempts.passes,
+            forward_passes=checks * passes,
             backward_passes=0,
-            forward_tokens=forwards * self.attempts.tokens,
+            forward_tokens=checks * tokens,
             backward_tokens=0,
             seconds=time.perf_counter() - start,
-            prediction=self.attempts.foreseen() | self._accounts(),
+            prediction=({} if loss is None else {"predicted_loss": loss}) | self._accounts(),
         )
 
     def _accounts(self) -> dict[str, Any]:
-        return {"phase": self.phases.phase, "ledger": self.ledger.counts()}
+        return {"phase": self.cycle.phase, "ledger": self.ledger.counts()}
 
     def tensors(self) -> dict[str, Tensor]:
         with self.full.strategy.edit_masters() as shards:
-            return companions.canonical(self.ranks, shards, self._companions())
+            return companions.canonical(self.ranks, shards, self._auxiliary())
 
     def blank(self, saved: Mapping[str, Size]) -> dict[str, Tensor]:
         return companions.blank(self.ranks, saved)
@@ -259,56 +197,50 @@ class PredictiveStepper:
         """Raises ScaleError where the checkpoint was written under other directions."""
         if self.resumed:
             with self.full.strategy.edit_masters() as shards:
-                companions.restore(self.ranks, shards, tensors, self._companions())
+                companions.restore(self.ranks, shards, tensors, self._auxiliary())
 
-    def _companions(self) -> dict[str, dict[str, Tensor]]:
-        return self.looks.companions() | self.attempts.companions()
+    def _auxiliary(self) -> dict[str, dict[str, Tensor]]:
+        return self.hook.tensors() | self.cycle.tensors()
 
     def state_dict(self) -> dict[str, Any]:
         """That of the backward stepper, and `predict`. Collective."""
-        mine = {
-            "made_for": self._made_for(),
-            "phases": self.phases.state_dict(),
-            "brain": self.brain.state_dict(),
-            "ledger": self.ledger.state_dict(),
-            "looks": self.looks.state_dict(),
-            "attempts": self.attempts.state_dict(),
-            "control": self.control.state_dict() if self.control else None,
-        }
-        return self.full.state_dict() | {"predict": mine}
+        mine = {name: getattr(self, name).state_dict() for name in _PARTS}
+        return self.full.state_dict() | {"predict": mine | {"version": STATE_VERSION, "made_for": self._made_for()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """A run that went on without prediction so far begins to watch from here. Raises UsageError for settings that
-        what was learned does not fit."""
+        """A run that went on without prediction so far is observed from here. Raises UsageError for settings that what was
+        learned does not fit, and for the state of an older version."""
         self.full.load_state_dict(state)
         self.resumed = "predict" in state
-        if self.resumed:
-            for key, ours in self._made_for().items():
-                if ours != (saved := state["predict"]["made_for"][key]):
-                    raise UsageError(
-                        f"{key} = {ours}: what the checkpoint has learned was made for {saved} (keep it, or go on with "
-                        "predict.enabled=false)"
-                    )
-            for name in ("phases", "brain", "ledger", "looks", "attempts"):
-                getattr(self, name).load_state_dict(state["predict"][name])
-            if self.control:
-                self.control.load_state_dict(state["predict"]["control"])
-            no_strides = self.phases.phase == "stride" and not self.config.strides
-            if (
-                self.config.mode == "observe" or no_strides
-            ):  # what was begun is left as it is: nothing is moved or put back
-                self.attempts.open = None
-                self.phases.rest()
-        else:
-            self.event("predict", f"step {self.full.steps_done}: no prediction so far; it begins to watch here")
+        if not self.resumed:
+            self.full.event("predict", f"step {self.full.steps_done}: no prediction so far; it is observed from here")
+            return
+        saved = state["predict"]
+        if saved.get("version") != STATE_VERSION:
+            raise UsageError(
+                "predict: the checkpoint was written by an older version, whose prediction this one cannot carry on: add "
+                "predict.enabled=false --allow-change predict.enabled, or finish the run with the version that began it"
+            )
+        for key, ours in self._made_for().items():
+            if ours != (theirs := saved["made_for"][key]):
+                raise UsageError(
+                    f"{key} = {ours}: what the checkpoint has learned was made for {theirs} (keep it, or go on with "
+                    "predict.enabled=false)"
+                )
+        for name in _PARTS:
+            getattr(self, name).load_state_dict(saved[name])
+        cut_short = self.cycle.phase == "extrapolate" and not self.config.extrapolation_steps
+        if self.config.mode == "observe" or cut_short:
+            self.cycle.rest()
 
     def _made_for(self) -> dict[str, Any]:
         """Settings that give what is learned its shape."""
-        config = self.config.model_dump(mode="json")
-        shapes = {f"predict.{key}": config[key] for key in ("directions", "horizons")}
-        selection = self.config.selection
-        shapes["predict.selection.control"] = selection.control
-        shapes["predict.selection.shares"] = list(selection.arms) if selection.control == "bandit" else []
+        world = self.config.world.model_dump()
+        shapes = {f"predict.world.{key}": world[key] for key in ("members", "hidden", "latent", "replay")}
         return shapes | {
-            f"predict.world.{key}": config["world"][key] for key in ("members", "hidden", "latent", "replay")
+            "predict.directions": list(self.config.directions),
+            "predict.horizons": [horizon for horizon, _ in self.config.arms],
         }
+
+
+_PARTS = ("controller", "ledger", "hook", "cycle")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -27,15 +27,6 @@ class Recorder(Protocol):
     def score_before_training(self, score: Score) -> None: ...
 
     def event(self, kind: str, text: str) -> None: ...
-
-
-@runtime_checkable
-class Ending(Protocol):
-    """A stepper that may have reached what the run was for before its last step."""
-
-    def reached(self) -> str | None:
-        """Why the run ends here, the same answer on every rank; None: it goes on. A resumed stepper answers as before."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -125,7 +116,7 @@ class Loop:
             before = self.judge.score()
             self.record.score_before_training(before)
             self._say_undefined(before)
-        if self._patience_spent() or self._reached():
+        if self._patience_spent():
             return "early stop"
         if self.done < self.settings.steps and self.stopped(stop):
             return "stopped"
@@ -140,9 +131,8 @@ class Loop:
             self.check_saves()
             self._note(score)
             gave_up = self._patience_spent()
-            enough = self._reached()
             reason = stop.asked()
-            last = self.done == self.settings.steps or gave_up or enough or reason is not None
+            last = self.done == self.settings.steps or gave_up or reason is not None
             if last or self.done % self.settings.save_every == 0:
                 self.save(self.done, score.loss if score else None)
             if reason is not None and self.done < self.settings.steps:
@@ -152,7 +142,6 @@ class Loop:
                 self.record.event(
                     "early_stop", f"no gain in {self.evaluations_without_gain} evaluations: stopping early"
                 )
-            if gave_up or enough:
                 return "early stop"
         return "completed"
 
@@ -204,15 +193,6 @@ class Loop:
 
     def _patience_spent(self) -> bool:
         return self.settings.patience is not None and self.evaluations_without_gain >= self.settings.patience
-
-    def _reached(self) -> bool:
-        """Whether the stepper ends the run, which is said each time it is asked to go on."""
-        if self.done >= self.settings.steps or not isinstance(self.stepper, Ending):
-            return False
-        why = self.stepper.reached()
-        if why is not None:
-            self.record.event("early_stop", f"{why}: the run ends after step {self.done}")
-        return why is not None
 
     def state_dict(self) -> dict[str, Any]:
         return {

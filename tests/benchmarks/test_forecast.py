@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.forecast import BASELINE, CHOSEN, SHARES, Scored, calibrate, report, rows_of
 from benchmarks.forecast_runs import DEVELOPMENT, HELD_OUT
-from scale.predict.forecast.methods import METHODS
+from scale.forecast.methods import METHODS
 
 
 def scored() -> list[Scored]:

@@ -40,13 +40,13 @@ def test_every_predictor_and_its_ablation_is_a_valid_config(name):
     assert whole != ablated and whole.enabled and ablated.mode == whole.mode
 
 
-def test_strides_of_one_step_count_as_much():
+def test_updates_repeated_once_count_as_much():
     task = TASKS["text, lr 5x too small"]
-    (length,) = task.predict["horizons"]
+    ratio = task.predict["extrapolation_ratio"]
     _, changes = table.shorter_jumps(task)
     ablated = predictor(task, **changes)
-    assert ablated["guard"]["credit"] == pytest.approx(length * task.predict["guard"]["credit"])
-    assert ablated["guard"]["relax"] == task.predict["guard"]["relax"], "what is not changed stays"
+    assert ablated["guard"]["discount"] == pytest.approx(ratio * task.predict["guard"]["discount"])
+    assert ablated["guard"]["settle_steps"] == task.predict["guard"]["settle_steps"], "what is not changed stays"
 
 
 def test_controls_run_on_the_first_seeds_and_are_paired_with_them():

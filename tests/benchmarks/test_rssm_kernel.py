@@ -7,13 +7,11 @@ import torch
 from scale_kernels.rssm.reference import rollout_reference, teacher_forced
 from torch import nn
 
-from benchmarks import rssm_features, rssm_kernel, rssm_providers
+from benchmarks import rssm_kernel, rssm_providers
 from benchmarks.common import read_csv
 from benchmarks.rssm_work import Case, differences, make
-from scale.predict.features import FeatureEncoder
-from scale.predict.signals import Signals
 
-SMALL = ["--hidden", "16", "--paths", "1", "2", "--horizon", "3", "--rounds", "3", "--threads", "1", "--looks", "5"]
+SMALL = ["--hidden", "16", "--paths", "1", "2", "--horizon", "3", "--rounds", "3", "--threads", "1"]
 CASE = Case(16, 4, 3, 2, 5)
 on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="the CPU's part")
 
@@ -22,10 +20,7 @@ on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="the CPU's part")
 def test_rows_and_plot(tmp_path, capsys):
     out = tmp_path / "rssm.csv"
     assert rssm_kernel.main([*SMALL, "--providers", "scale", "--out", str(out), "--plot"]) == 0
-    every = read_csv(out)
-    found = [(row["metric"], row["provider"], row["x"]) for row in every if row["metric"] != "step"]
-    assert found == [(metric, name, "5") for metric in ("features", "signals") for name in ("reference", "scale")]
-    rows = [row for row in every if row["metric"] == "step"]
+    rows = read_csv(out)
     assert [(row["provider"], row["x"], row["n"]) for row in rows] == [
         (name, x, "3") for x in "12" for name in ("reference", "scale")
     ]
@@ -46,18 +41,6 @@ def test_no_speed_where_the_gate_fails(spoil, tmp_path, capsys, monkeypatch):
     assert rssm_kernel.main([*SMALL, "--providers", "scale", "--out", str(out)]) == 1
     printed = capsys.readouterr()
     assert "scale at Case(hidden=16" in printed.err and "us/step" not in printed.out and not out.exists()
-
-
-@on_cpu
-def test_no_speed_where_features_differ(tmp_path, capsys, monkeypatch):
-    def wrong():
-        signals, encode = Signals(2.5), FeatureEncoder().features
-        return signals, lambda *given: [x + 2e-9 * (signals.steps > 250) for x in encode(*given)]
-
-    monkeypatch.setitem(rssm_features.PROVIDERS, "scale", wrong)
-    out = tmp_path / "rssm.csv"
-    assert rssm_kernel.main([*SMALL, "--providers", "scale", "--out", str(out)]) == 1
-    assert "features of step 252 differ" in capsys.readouterr().err and not out.exists()
 
 
 @on_cpu

@@ -24,6 +24,7 @@ FLOORS = [
     ["parallel"],
     ["train"],
     ["predict"],
+    ["forecast"],
     ["checkpoint"],
     ["evaluate"],
     ["monitor"],

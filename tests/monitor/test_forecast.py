@@ -17,7 +17,7 @@ from scale.cli.main import main
 from scale.config import load_config, to_yaml
 from scale.monitor.forecast import forecast_run
 from tests.conftest import tiny_run
-from tests.predict.forecast.synthetic import LAW, factors, fast_law
+from tests.forecast.synthetic import LAW, factors, fast_law
 
 STEPS = 400
 

@@ -36,7 +36,7 @@ def said(step: int) -> dict[str, Any]:
     if step in (36, 76):
         found |= {"confidence": 0.9, "check_before": 3.0, "check_after": 2.8, "kept": 20, "coverage": 0.88}
     if step in (40, 80):
-        found |= {"check_relaxed": 2.5 if step == 40 else 3.1, "undone": step == 80, "coverage": 0.91}
+        found |= {"check_settled": 2.5 if step == 40 else 3.1, "undone": step == 80, "coverage": 0.91}
     if kind_of(step) == "predict":
         found["predicted_loss"] = 1.5
     return found
@@ -91,7 +91,7 @@ def test_predicted_stretches(run: Path) -> None:
 def test_checks_steps_and_trust(run: Path) -> None:
     lines = drawn(prediction_plot.checks, run)
     assert lines["before the jump"] == ([36, 76], [3.0, 3.0]) and lines["right after"] == ([36, 76], [2.8, 2.8])
-    assert lines["after relaxing"] == ([40, 80], [2.5, 3.1]) and lines["undone"] == ([80], [3.1])
+    assert lines["after the settle steps"] == ([40, 80], [2.5, 3.1]) and lines["undone"] == ([80], [3.1])
     lines = drawn(prediction_plot.steps, run)
     assert [lines[name][1][-1] for name in ("full", "predicted", "rejected")] == [75, 25, 10]
     lines = drawn(prediction_plot.trust, run)

@@ -9,8 +9,8 @@ import torch
 from scale.train.loop import Loop, LoopSettings
 from scale.train.stop import StopSignal
 from tests.parallel.lm import Rows
+from tests.predict.extrapolation_ranks import EXTRAPOLATING
 from tests.predict.jump_ranks import STEPS, Run
-from tests.predict.stride_ranks import STRIDING
 
 
 class Listens(Rows):
@@ -41,8 +41,8 @@ def _distance(one, two):
     return max(float((one[name] - two[name]).abs().max()) for name in one)
 
 
-def published(ranks, kind, strides):
-    run = Run(ranks, kind, **({"mode": "always"} | (STRIDING if strides else {})))
+def published(ranks, kind, extrapolation):
+    run = Run(ranks, kind, **({"mode": "always"} | (EXTRAPOLATING if extrapolation else {})))
     source = Listens(ranks, run.strategy)
     kinds = []
     record = SimpleNamespace(step=lambda report, score: kinds.append(report.kind), event=print)

@@ -24,14 +24,19 @@ LITTLE = {"members": 2, "hidden": 6, "latent": 2, "train_every": 2, "paths": 2, 
 """A world model that costs little."""
 OBSERVE = {
     "enabled": True, "mode": "observe", "warmup": 4, "min_full": 2, "horizons": [4, 8], "world": LITTLE,
-    "directions": ["drift", "window", "optimizer", "masked_slope"], "every": 2,
+    "directions": ["optimizer", "masked_slope"], "every": 2,
 }  # fmt: skip
 LAST = {
-    "enabled": True, "warmup": 4, "min_full": 3, "horizons": [6, 12], "coefficients": "last", "confidence": 0,
-    "directions": ["optimizer"], "world": LITTLE, "guard": {"correction_interval": 4, "relax": 2, "growth": 2},
+    "enabled": True, "warmup": 4, "min_full": 3, "horizons": [6, 12], "coefficients": "line", "confidence": 0,
+    "directions": ["optimizer"], "world": LITTLE, "guard": {"correction_interval": 4, "settle_steps": 2, "growth": 2},
 }  # fmt: skip
 """Jumps that happen and pay: the loss of a tiny model falls along a line for a while."""
-WORLD = LAST | {"mode": "always", "coefficients": "world", "confidence": 0.001, "directions": ["drift", "masked_slope"]}
+WORLD = LAST | {
+    "mode": "always",
+    "coefficients": "world",
+    "confidence": 0.001,
+    "directions": ["optimizer", "masked_slope"],
+}
 
 
 def write(folder: Path, name: str, predict: dict[str, Any] | None = None, **changes: Any) -> Path:

@@ -1,4 +1,4 @@
-"""When a jump is thought of at all."""
+"""When a jump is tried at all."""
 
 from __future__ import annotations
 
@@ -8,55 +8,54 @@ from dataclasses import replace
 import pytest
 
 from scale.config.predict import PredictConfig
-from scale.predict.brain import Brain, Decision
-from scale.predict.features import Coming
-from scale.predict.groups import KINDS
-from scale.predict.moments import Forecast, StepFacts
+from scale.predict.controller import Controller, Decision
+from scale.predict.kinds import KINDS
+from scale.predict.moments import StepForecast
+from tests.predict.planted import made as made_step
 
 LITTLE = {"members": 1, "hidden": 4, "latent": 2, "train_every": 1000, "paths": 2, "bptt": 4}
 
 
 def facts(step, loss):
-    return StepFacts(step, loss, 1.0, 1.0, step / 100, 512, 32)
+    return made_step(step, loss, 1.0, 1.0, step / 100, 512, 32)
 
 
-def brain(losses=40, forecast_confidence=0.7, **config):
-    """A brain that has seen calm full steps, and whose world model says what is asked."""
-    made = Brain(PredictConfig(**({"enabled": True, "mode": "always", "directions": ["drift"], "horizons": [4],
+def controller(losses=40, forecast_confidence=0.7, **config):
+    """A controller that has seen calm full steps, and whose world model forecasts what is asked."""
+    deciding = Controller(PredictConfig(**({"enabled": True, "mode": "always", "directions": ["optimizer"], "horizons": [4],
                                    "min_full": 3, "confidence": 0.6, "world": LITTLE} | config)))  # fmt: skip
     for step in range(1, losses + 1):
-        made.before(Coming.of(facts(step, 0.0)), None)
-        made.after(facts(step, 5.0 - 0.01 * step + 0.02 * math.sin(7 * step)), None)
+        deciding.observe(facts(step, 5.0 - 0.01 * step + 0.02 * math.sin(7 * step)), None, None)
     carry = [[0.5] * len(KINDS)] * 5
     loss = [4.0, 3.9, 3.8, 3.7, 3.6]
-    said = Forecast(loss, loss, loss, [1.0] * 5, carry, 0.0, forecast_confidence)
-    made.asked = []
+    forecast_T = StepForecast(loss, loss, loss, [1.0] * 5, carry, 0.0, forecast_confidence)
+    deciding.asked = []
 
     def forecast(factors, share=0.0, jumped=0):
         """A jump lowers the loss by 0.03 for each of its steps."""
-        made.asked.append((list(factors), share, jumped))
-        down = [made.foresight.anchor.loss - 0.03 * jumped] * len(factors)
-        return replace(said, loss_T=down) if jumped else said
+        deciding.asked.append((list(factors), share, jumped))
+        down = [deciding.world.anchor.loss - 0.03 * jumped] * len(factors)
+        return replace(forecast_T, loss_T=down) if jumped else forecast_T
 
-    made.foresight.forecast = forecast
-    return made
+    deciding.world.forecast = forecast
+    return deciding
 
 
 def decide(made, step=40):
-    return made.decide(step, 100, [1.0] * 4, ["drift"], None, [])
+    return made.decide(step, 100, [1.0] * 4, ["optimizer"], None, [])
 
 
 def test_confident_enough_is_a_jump():
-    said = decide(brain())["go"]
-    assert [said[key] for key in ("direction", "horizon", "confidence")] == ["drift", 4, 0.7]
+    said = decide(controller())["go"]
+    assert [said[key] for key in ("direction", "horizon", "confidence")] == ["optimizer", 4, 0.7]
     assert said["reach_KG"][3] == pytest.approx([2.0] * len(KINDS))  # half of four lines
 
 
 def test_what_a_jump_will_bring_is_imagined_with_the_jump_in_it():
-    """Of the length that was chosen, of the mean share of the line, and the relaxing steps after it; the context takes the
+    """Of the length that was chosen, of the mean share of the line, and the settle steps after it; the context takes the
     longest one."""
-    made = brain(horizons=[2, 4], guard={"relax": 3})
-    made.bandit.choose = lambda context, arms, stay: (2, "drift")
+    made = controller(horizons=[2, 4], guard={"settle_steps": 3})
+    made.bandit.choose = lambda context, arms, stay: (2, "optimizer")
     said = decide(made)["go"]
     assert said["gain"] == pytest.approx(0.03 * 2) and said["expected"] == pytest.approx(0.03 * 2)
     assert made.asked == [([1.0] * 4, 0.0, 0), ([1.0] * 3, 0.5, 4), ([1.0] * 3, 0.5, 2)]
@@ -65,10 +64,10 @@ def test_what_a_jump_will_bring_is_imagined_with_the_jump_in_it():
 
 def test_a_jump_is_imagined_as_jumps_are_learned():
     """Below the peak learning rate and with other steps behind it, what is asked is what is taught once it was made."""
-    made = brain(horizons=[3], guard={"relax": 5})
-    made.foresight.forecast([1.0])
+    made = controller(horizons=[3], guard={"settle_steps": 5})
+    made.world.forecast([1.0])
     factors = [0.4, 0.3, 0.2, 0.2, 0.2]
-    said = made.decide(40, 100, factors, ["drift"], None, [])["go"]
+    said = made.decide(40, 100, factors, ["optimizer"], None, [])["go"]
     made.jumped(3, Decision(**said).distance(3))
     asked = made.asked[-1]
     assert asked[0] == factors and asked[1:] == made.action == (pytest.approx(0.5 * 0.3), 3)
@@ -76,37 +75,32 @@ def test_a_jump_is_imagined_as_jumps_are_learned():
 
 @pytest.mark.parametrize("confidence", [0.59, 0.0, math.nan])
 def test_less_confidence_is_none(confidence):
-    said = decide(brain(forecast_confidence=confidence))
+    said = decide(controller(forecast_confidence=confidence))
     assert said["stay"].startswith("confidence") and "soon" not in said
     assert said["confidence"] == pytest.approx(confidence, nan_ok=True)
 
 
 def test_after_a_sign_of_divergence_min_full_calm_steps_come_first():
-    made = brain()
-    made.before(Coming.of(facts(41, 0.0)), None)
-    assert made.after(facts(41, 50.0), None) is not None
+    made = controller()
+    assert made.observe(facts(41, 50.0), None, None) is not None
     for step in (42, 43):
         assert decide(made, step) == {"stay": "divergence", "soon": True}
-        made.before(Coming.of(facts(step, 0.0)), None)
-        made.after(facts(step, 4.6), None)
+        made.observe(facts(step, 4.6), None, None)
     assert made.calm == 2
-    made.before(Coming.of(facts(44, 0.0)), None)
-    made.after(facts(44, 4.6), None)
+    made.observe(facts(44, 4.6), None, None)
     assert "go" in decide(made, 44)
 
 
-def test_a_loss_far_from_the_foreseen_one_is_a_sign_of_divergence():
-    made = brain(forecast_confidence=0.1)
-    assert "stay" in decide(made)  # it has foreseen 4.0
-    made.before(Coming.of(facts(41, 0.0)), None)
-    assert "was predicted" in made.after(facts(41, 2.0), None)
-    calm = brain()
-    calm.before(Coming.of(facts(41, 0.0)), None)
-    assert calm.after(facts(41, 4.6), None) is None
+def test_a_loss_far_from_the_forecast_one_is_a_sign_of_divergence():
+    made = controller(forecast_confidence=0.1)
+    assert "stay" in decide(made)  # it has forecast 4.0
+    assert "was predicted" in made.observe(facts(41, 2.0), None, None)
+    calm = controller()
+    assert calm.observe(facts(41, 4.6), None, None) is None
 
 
 def test_what_was_missed_before_corrects_what_is_expected():
-    made = brain()
+    made = controller()
     first = decide(made)["go"]
     assert first["expected"] == pytest.approx(first["gain"])
     made.residuals.add(40, first["features_F"], first["gain"], first["gain"] - 0.4)

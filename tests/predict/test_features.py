@@ -9,18 +9,23 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from scale.predict.features import NAMES, Coming, FeatureEncoder
-from scale.predict.groups import KINDS
-from scale.predict.moments import GroupStats, StepFacts
+from scale.predict.features import NAMES, FeatureEncoder
+from scale.predict.kinds import KINDS
+from scale.predict.moments import ComingStep, MadeStep, Statistics
 from scale.predict.signals import Signals
-from tests.predict.planted import Planted, stats
+from tests.predict.planted import Planted, made, stats
 
 
-def run(steps: list[StepFacts], looks: dict[int, GroupStats] | None = None) -> list[list[float]]:
+def coming(step: int, lr_factor: float, position: float, tokens: int, seq_len: int) -> ComingStep:
+    """A step before it is made."""
+    return ComingStep(step=step, lr_factor=lr_factor, position=position, tokens=tokens, seq_len=seq_len)
+
+
+def run(steps: list[MadeStep], looks: dict[int, Statistics] | None = None) -> list[list[float]]:
     """Features of every step; a look at the weights after every third."""
     signals, encoder, seen, look = Signals(2.5), FeatureEncoder(), [], None
     for facts in steps:
-        seen.append(encoder.features(signals, Coming.of(facts), look))
+        seen.append(encoder.features(signals, facts, look))
         signals.update(facts)
         if facts.step == 150:
             signals.jumped()
@@ -29,9 +34,8 @@ def run(steps: list[StepFacts], looks: dict[int, GroupStats] | None = None) -> l
     return seen
 
 
-def steps(n: int = 300) -> list[StepFacts]:
-    made = list(Planted(n).facts())
-    return [replace(facts, relaxing=150 < facts.step <= 155) for facts in made]
+def steps(n: int = 300) -> list[MadeStep]:
+    return [replace(facts, settling=150 < facts.step <= 155) for facts in Planted(n).facts()]
 
 
 def test_there_are_64_and_all_of_them_vary_in_a_run_with_every_kind_and_a_curriculum() -> None:
@@ -54,25 +58,25 @@ def test_nothing_of_a_step_stands_in_its_features() -> None:
 
 
 def test_statistics_of_the_step_itself_are_refused() -> None:
-    encoder, coming = FeatureEncoder(), Coming(5, 1.0, 0.1, 1000, 64)
-    encoder.features(Signals(2.5), coming, stats(4))
+    encoder, next_ = FeatureEncoder(), coming(5, 1.0, 0.1, 1000, 64)
+    encoder.features(Signals(2.5), next_, stats(4))
     with pytest.raises(ValueError, match="not made yet"):
-        encoder.features(Signals(2.5), coming, stats(5))
+        encoder.features(Signals(2.5), next_, stats(5))
 
 
 def test_values_by_hand() -> None:
     encoder, signals = FeatureEncoder(), Signals(2.5)
-    facts = StepFacts(1, 2.0, 1.0, 0.25, 0.01, 1000, 64)
+    facts = made(1, 2.0, 1.0, 0.25, 0.01, 1000, 64)
     signals.update(facts)
     tables, logs = [], []
     for step, (pp, gg, gd, dd, du, uu) in enumerate([(4, 1, 0.1, 1, 0.2, 4), (9, 4, -0.3, 2, 0.1, 1)], 1):
         table_GC = np.zeros((len(KINDS), 12))
         table_GC[3, [0, 4, 5, 7, 8, 9]] = pp, gg, gd, dd, du, uu
-        tables.append(GroupStats(step, table_GC, np.eye(len(KINDS))[3] * 100))
+        tables.append(Statistics(step, table_GC, np.eye(len(KINDS))[3] * 100))
         drift, update = 0.5 * math.log(dd / pp), 0.5 * math.log(uu / 100) - math.log(0.25)
         logs.append([drift, gd / math.sqrt(dd * gg), du / math.sqrt(dd * uu), update])
     for look in tables:
-        features = encoder.features(signals, Coming(look.step + 1, 0.5, 0.2, 1000, 64), look)
+        features = encoder.features(signals, coming(look.step + 1, 0.5, 0.2, 1000, 64), look)
     names = list(NAMES)
     at = names.index(f"drift_{KINDS[3]}")
     signs = np.sign(
@@ -89,14 +93,14 @@ def test_broken_numbers_become_zero_and_spoil_nothing() -> None:
     known = steps(60)
     broken = replace(known[20], loss=math.nan, grad_norm=math.inf)
     looks = {
-        s: GroupStats(s, np.full((len(KINDS), 12), bad), np.full(len(KINDS), 50))
+        s: Statistics(s, np.full((len(KINDS), 12), bad), np.full(len(KINDS), 50))
         for s, bad in ((6, math.nan), (9, math.inf), (12, 0.0), (15, -1.0), (18, 1e300))
     }
     features = np.array(run([*known[:20], broken, *known[21:]], looks))
     assert np.isfinite(features).all() and np.abs(features).max() <= 5
     encoder = FeatureEncoder()
     with np.errstate(all="raise"):
-        first = encoder.features(Signals(2.5), Coming(1, 0.0, 0.0, 0, 0), None)
+        first = encoder.features(Signals(2.5), coming(1, 0.0, 0.0, 0, 0), None)
     assert np.isfinite(first).all()
 
 
@@ -106,38 +110,17 @@ def test_state_goes_on_bit_for_bit() -> None:
         if facts.step == 40:
             other.load_state_dict(json.loads(json.dumps(encoder.state_dict())))
         look = stats(facts.step - 1)
-        features = encoder.features(signals, Coming.of(facts), look)
+        features = encoder.features(signals, facts, look)
         if facts.step >= 40:
-            assert other.features(signals, Coming.of(facts), look) == features
+            assert other.features(signals, facts, look) == features
         signals.update(facts)
-
-
-@pytest.mark.parametrize("lacking", [0, 4])
-def test_nothing_kept_between_calls_is_ever_stale(lacking: int) -> None:
-    """One encoder that keeps what it may, beside one that comes from its saved state before every step."""
-    signals, encoder, look = Signals(2.5), FeatureEncoder(), None
-    for facts in steps():
-        lr_factor = (1.0, 0.3, 0.3, 1e-200, 0.0, 0.7)[facts.step // 7 % 6]
-        facts = replace(facts, lr_factor=lr_factor, loss=1e7 if facts.step == 70 else facts.loss)
-        if facts.step == 120:
-            facts = replace(facts, grad_norm=math.nan)
-        forgetful = FeatureEncoder()
-        forgetful.load_state_dict(json.loads(json.dumps(encoder.state_dict())))
-        again = Signals(2.5)
-        again.load_state_dict(json.loads(json.dumps(signals.state_dict())))
-        expected = forgetful.features(again, Coming.of(facts), look)
-        assert encoder.features(signals, Coming.of(facts), look) == expected
-        assert encoder.state_dict() == forgetful.state_dict()
-        signals.update(facts)
-        if facts.step % 5 == 0:
-            look = without(stats(facts.step), lacking + (facts.step == 100))
 
 
 def test_a_long_run_of_the_plain_formulas() -> None:
     """Running moments of numpy over all raw numbers so far, in float64, against the incremental ones."""
     signals, encoder, raw, look = Signals(2.5), FeatureEncoder(), [], None
     for facts in steps():
-        found = encoder.features(signals, Coming.of(facts), look)
+        found = encoder.features(signals, facts, look)
         raw.append(reference_kinds(look, signals.last_lr))
         if look is not None and facts.step > 7:
             seen = np.array([row for row in raw if row is not None])
@@ -148,13 +131,7 @@ def test_a_long_run_of_the_plain_formulas() -> None:
             look = stats(facts.step)
 
 
-def without(look: GroupStats, kinds: int) -> GroupStats:
-    """The same of a model that lacks the first kinds."""
-    there_G = np.arange(len(KINDS)) >= kinds
-    return GroupStats(look.step, look.table_GC * there_G[:, None], look.elements_G * there_G)
-
-
-def reference_kinds(look: GroupStats | None, lr_factor: float) -> list[float] | None:
+def reference_kinds(look: Statistics | None, lr_factor: float) -> list[float] | None:
     if look is None:
         return None
     numbers: list[float] = []
@@ -168,7 +145,7 @@ def test_global_features_by_hand() -> None:
     signals, encoder = Signals(2.5), FeatureEncoder()
     for facts in steps(40):
         signals.update(facts)
-    encoder.features(signals, Coming(41, 0.75, 0.2, 2000, 128), None)
+    encoder.features(signals, coming(41, 0.75, 0.2, 2000, 128), None)
     raw = dict(zip(NAMES, encoder.mean_F.tolist(), strict=True))  # of a single look: what was seen
     loss, noise = {scale: average.value for scale, average in signals.loss.items()}, signals.noise
     expected = {

@@ -89,9 +89,3 @@ def test_an_undone_jump_restores_the_snapshot(one, two):
         assert run["ends"] == [{"back": True, "moments": True}] and run["said"] is True
         assert run["counts"] == [0, 0] and run["rejected"] >= run["kept"] > 0
         assert run["forward"][0] == run["forward"][1] and set(run["kinds"]) == {"full"}
-
-
-def test_directions_without_matrices_are_refused_under_zero(two):
-    for rank in two:
-        if "refused" in rank:
-            assert rank["refused"].startswith("predict.directions names 'singular': strategy deepspeed")

@@ -1,4 +1,4 @@
-"""Watching changes nothing: a run without prediction, one with it switched off and one that observes, bit for bit."""
+"""Observing changes nothing: a run without prediction, one with it switched off and one that observes, bit for bit."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def check(folder):
         assert {k: v for k, v in row.items() if k not in own} == {k: v for k, v in other.items() if k not in own}
     assert said[2][-1]["ledger"]["full"] == 12 and said[2][-1]["ledger"]["attempts"] == 0
     states = [state(run) for run in (plain, off, observe)]
-    foresight = states[2]["stepper"].pop("predict")["brain"]["foresight"]
-    assert foresight != {}, "the world model heard nothing"
+    world = states[2]["stepper"].pop("predict")["controller"]["world"]
+    assert world != {}, "the world model heard nothing"
     assert json.dumps(states[0]) == json.dumps(states[1]) == json.dumps(states[2])
     trained = [tensors(run) for run in (plain, off, observe)]
     beside = {name for name in trained[2] if name.startswith("predict/")}
-    assert any("/drift.mean/" in name.replace("predict/", "/") for name in beside)
+    assert any("/smoothed.mean/" in name.replace("predict/", "/") for name in beside)
     for name in beside:
         trained[2].pop(name)
     assert same_bits(trained[0], trained[1]) and same_bits(trained[0], trained[2])

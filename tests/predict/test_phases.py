@@ -1,121 +1,120 @@
-"""When a jump may be thought of, how long to wait after failures, and that a run ends where it must."""
+"""When a jump may be tried, how long to wait after failures, and that a run ends where it must."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scale.config.predict import PredictConfig
-from scale.predict.phases import LONGEST_WAIT, Phases
+from scale.predict.cycle import LONGEST_WAIT, JumpCycle
 
 
-def made(steps=100, warmup=5, min_full=3, relax=2, mode="always"):
-    return Phases(
-        PredictConfig(mode=mode, warmup=warmup, min_full=min_full, guard={"relax": relax}), steps
-    )  # fmt: skip
+class Machine(JumpCycle):
+    """The state machine alone: no weights, and acceptance tests of which the outcome is planted."""
+
+    def __init__(self, steps=100, warmup=5, min_full=3, settle=2, mode="always"):
+        self.config = PredictConfig(mode=mode, warmup=warmup, min_full=min_full, guard={"settle_steps": settle})
+        self.guard, self.losses = self.config.guard, []
+        self.full = SimpleNamespace(steps_done=0, settings=SimpleNamespace(steps=steps))
+        self.hook = SimpleNamespace(ready=lambda: ["optimizer"])
+        self.phase, self.since, self.wait, self.left = "warmup", 0, min_full, 0
+
+    def steps_made(self, count):
+        for _ in range(count):
+            self.full.steps_done += 1
+            self.made(self.full.steps_done, applied=True)
+
+    def tested(self, credit, pays):
+        self.phase, self.left = ("predict", credit) if credit else ("full", 0)
+        self.waited(pays)
+
+    def counted(self):
+        self.full.steps_done += 1
+        self.predicted()
+
+
+def ripe_before(machine, steps):
+    """Whether a jump could be tried before each of the next steps."""
+    found = []
+    for _ in range(steps):
+        found.append(machine.ripe())
+        machine.steps_made(1)
+    return found
 
 
 def test_no_jump_in_warm_up_nor_before_min_full_steps():
-    phases = made()
-    ripe = []
-    for step in range(1, 12):
-        ripe.append(phases.ripe(step - 1))
-        phases.made(step)
-    assert ripe == [False] * 8 + [True] * 3, "5 steps of warm-up, then 3 full ones"
+    assert ripe_before(Machine(), 11) == [False] * 8 + [True] * 3, "5 steps of warm-up, then 3 full ones"
 
 
 def test_observing_is_never_ripe():
-    phases = made(mode="observe")
-    for step in range(1, 99):
-        assert not phases.ripe(step - 1)
-        phases.made(step)
-
-
-def full(phases, step, count):
-    for n in range(count):
-        phases.made(step + n + 1)
-    return step + count
+    assert not any(ripe_before(Machine(mode="observe"), 98))
 
 
 def test_waiting_doubles_after_failures_up_to_a_limit_and_is_short_again_after_success():
-    phases = made(steps=10_000)
-    step, waits = full(phases, 0, 8), []
+    machine, waits = Machine(steps=10_000), []
+    machine.steps_made(8)
     for _ in range(9):
-        assert phases.ripe(step)
-        phases.waited(paid=False)
-        waits.append(phases.wait)
-        step = full(phases, step, phases.wait - 1)
-        assert not phases.ripe(step), "one step too early"
-        step = full(phases, step, 1)
+        assert machine.ripe()
+        machine.waited(pays=False)
+        waits.append(machine.wait)
+        machine.steps_made(machine.wait - 1)
+        assert not machine.ripe(), "one step too early"
+        machine.steps_made(1)
     assert waits == [6, 12, 24, 48, 96, 192, 192, 192, 192] and LONGEST_WAIT == 64
-    phases.waited(paid=True)
-    assert phases.wait == 3
+    machine.waited(pays=True)
+    assert machine.wait == 3
 
 
-def test_a_jump_is_relaxed_judged_counted_and_followed_by_full_steps():
-    phases = made()
-    step = full(phases, 0, 8)
-    phases.jumped()
-    story = []
+def test_a_jump_is_settled_tested_counted_and_followed_by_full_steps():
+    machine = Machine()
+    machine.steps_made(8)
+    machine._settle_now()
     for _ in range(2):
-        assert phases.phase == "correct" and not phases.ripe(step) and not phases.to_judge()
-        step = full(phases, step, 1)
-    assert phases.to_judge()
-    phases.judged(credit=4, paid=True)
-    while phases.phase == "predict":
-        story.append(phases.left)
-        phases.predicted()
-    assert story == [4, 3, 2, 1] and phases.phase == "full" and not phases.to_judge()
-    assert not phases.ripe(step) and phases.ripe(full(phases, step, 3))
+        assert machine.phase == "settle" and not machine.ripe() and not machine.due()
+        machine.steps_made(1)
+    assert machine.due()
+    machine.tested(credit=4, pays=True)
+    story = []
+    while machine.phase == "predict":
+        story.append(machine.left)
+        machine.counted()
+    assert story == [4, 3, 2, 1] and machine.phase == "full" and not machine.due() and not machine.ripe()
+    machine.steps_made(3)
+    assert machine.ripe()
 
 
-def test_a_jump_worth_nothing_leads_back_to_full_steps():
-    phases = made()
-    full(phases, 0, 8)
-    phases.jumped()
-    full(phases, 8, 2)
-    phases.judged(credit=0, paid=False)
-    assert (phases.phase, phases.wait, phases.since) == ("full", 6, 0)
-
-
-def test_no_jump_where_it_could_not_be_judged():
-    phases = made(steps=20, relax=4)
-    for step in range(1, 21):
-        ripe = phases.ripe(step - 1)
-        assert ripe == (9 <= step <= 15), f"before step {step}: 4 relaxing ones and a real last one must follow"
-        phases.made(step)
+def test_no_jump_where_it_could_not_be_tested():
+    ripe = ripe_before(Machine(steps=20, settle=4), 20)
+    assert ripe == [9 <= step <= 15 for step in range(1, 21)], "4 settle steps and a real last one must follow"
 
 
 @settings(max_examples=300, deadline=None)
 @given(
-    steps=st.integers(1, 120), warmup=st.integers(1, 20), min_full=st.integers(1, 6), relax=st.integers(1, 5),
-    outcomes=st.lists(st.tuples(st.sampled_from(["stay", "rejected", "kept"]), st.integers(0, 50)), min_size=60),
+    steps=st.integers(1, 120), warmup=st.integers(1, 20), min_full=st.integers(1, 6), settle=st.integers(1, 5),
+    outcomes=st.lists(st.tuples(st.booleans(), st.integers(0, 50)), min_size=60),
 )  # fmt: skip
-def test_every_run_ends_at_its_last_step_with_a_real_one(steps, warmup, min_full, relax, outcomes):
+def test_every_run_ends_at_its_last_step_with_a_real_one(steps, warmup, min_full, settle, outcomes):
     """Whatever comes of the jumps: a state machine driven as the stepper drives it."""
-    phases, step, kinds, left = made(steps, warmup, min_full, relax), 0, [], list(outcomes)
-    while step < steps:
-        if phases.phase == "predict":
-            step += 1
-            phases.predicted()
+    machine, kinds, left = Machine(steps, warmup, min_full, settle), [], list(outcomes)
+    while machine.full.steps_done < steps:
+        if machine.phase == "predict":
+            machine.counted()
             kinds.append("predict")
             continue
-        if phases.ripe(step):
-            assert step >= warmup + min_full
-            outcome, _ = left[0]
-            if outcome == "kept":
-                phases.jumped()
+        if machine.ripe():
+            assert machine.full.steps_done >= warmup + min_full
+            if left[0][0]:
+                machine._settle_now()
             else:
-                phases.waited(paid=False)
+                machine.waited(pays=False)
                 left = left[1:] + left[:1]
-        copy = made(steps, warmup, min_full, relax)
-        copy.load_state_dict(phases.state_dict())
-        phases, step = copy, step + 1
-        phases.made(step)
+        machine.steps_made(1)
         kinds.append("full")
-        if phases.to_judge():
-            _, credit = left[0]
+        if machine.due():
+            credit = left[0][1]
             left = left[1:] + left[:1]
-            phases.judged(min(credit, phases.room(step)), paid=credit > 0)
-    assert step == steps == len(kinds) and kinds[-1] == "full"
-    assert set(kinds[: warmup + min_full]) <= {"full"} and phases.phase != "correct"
+            machine.tested(min(credit, machine.room()), pays=credit > 0)
+    assert machine.full.steps_done == steps == len(kinds) and kinds[-1] == "full"
+    assert set(kinds[: warmup + min_full]) <= {"full"} and machine.phase != "settle"

@@ -1,4 +1,4 @@
-"""New weights are published as they are after a jump, a step carried on or a jump undone, not as the full step left them."""
+"""Published are the weights as they are after a jump, an extrapolated update or a jump undone, not as the step left them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from tests.predict.jump_ranks import STEPS
 from tests.predict.published_ranks import published
 
 
-@pytest.mark.parametrize("strides", [False, True], ids=["jumps", "strides"])
+@pytest.mark.parametrize("extrapolation", [False, True], ids=["jumps", "extrapolation"])
 @pytest.mark.parametrize("kind", ["single", "fsdp"])
-def test_what_is_published_is_what_the_next_step_reads(kind, strides):
+def test_what_is_published_is_what_the_next_step_reads(kind, extrapolation):
     if kind == "single":
-        runs = [published(Ranks(), kind, strides)]
+        runs = [published(Ranks(), kind, extrapolation)]
     else:
-        runs = run_ranks("tests.predict.published_ranks:published", kind=kind, strides=strides)
+        runs = run_ranks("tests.predict.published_ranks:published", kind=kind, extrapolation=extrapolation)
     for run in runs:
         assert sorted(set(run["versions"])) == list(range(1, STEPS + 1)), (
             "after every step, also one that is only counted"

@@ -21,7 +21,7 @@ from tests.predict.runs import (
     write,
 )
 
-PHASES = ["warmup", "full", "correct", "predict"]
+PHASES = ["warmup", "full", "settle", "predict"]
 
 
 def check_resume(run, step, folder):
@@ -76,7 +76,7 @@ def test_prediction_begins_in_the_middle_of_a_run(plain, tmp_path):
     assert said[-1]["ledger"]["full"] + said[-1]["ledger"]["predicted"] == STEPS - 10
 
 
-@pytest.mark.parametrize("phase", ["correct", "predict"])
+@pytest.mark.parametrize("phase", ["settle", "predict"])
 def test_prediction_ends_in_the_middle_of_a_run(jumping, phase, tmp_path):
     """Training goes on from the weights as they are; what prediction had left is not carried along."""
     step = next(step for step, found in phases(jumping).items() if found == phase)
@@ -89,19 +89,32 @@ def test_prediction_ends_in_the_middle_of_a_run(jumping, phase, tmp_path):
     assert "predict" not in state(run)["stepper"] and not tensors(run, "predict/")
 
 
+def test_the_state_of_an_older_version_is_refused_with_what_to_do(jumping, tmp_path, monkeypatch):
+    run = cut_back(jumping, 20, tmp_path)
+    path = jumping.parent.parent / "jumping.yaml"
+    monkeypatch.setattr("scale.predict.stepper.STATE_VERSION", 3)
+    with pytest.raises(
+        ScaleError, match=r"written by an older version.*predict\.enabled=false --allow-change"
+    ) as found:
+        fit(path, f"runs_dir={tmp_path}")
+    assert "\n" not in str(found.value) and last(run).step == 20
+    fit(path, f"runs_dir={tmp_path}", "predict.enabled=false", allow=["predict.enabled"])
+    assert len(rows(run)) == STEPS + 1
+
+
 def test_guard_and_mode_may_change(jumping, tmp_path):
     run = cut_back(jumping, 20, tmp_path)
     path = jumping.parent.parent / "jumping.yaml"
-    fit(path, f"runs_dir={tmp_path}", "predict.mode=observe", "predict.guard.relax=3", allow=["predict"])
+    fit(path, f"runs_dir={tmp_path}", "predict.mode=observe", "predict.guard.settle_steps=3", allow=["predict"])
     assert len(rows(run)) == STEPS + 1
     assert rows(run)[-1]["ledger"]["attempts"] == rows(run)[20]["ledger"]["attempts"]
 
 
 def test_an_open_jump_is_left_as_it_is_by_a_run_that_only_observes(jumping, tmp_path):
-    """In the middle of relaxing, or of counting: from there on every step is a full one."""
+    """In the middle of settling, or of counting: from there on every step is a full one."""
     path = jumping.parent.parent / "jumping.yaml"
     phases = {row["step"]: row["prediction"]["phase"] for row in rows(jumping) if row["prediction"]}
-    for phase in ("correct", "predict"):
+    for phase in ("settle", "predict"):
         step = next(step for step, name in phases.items() if name == phase)
         folder = tmp_path / phase
         run = cut_back(jumping, step, folder)
@@ -111,7 +124,7 @@ def test_an_open_jump_is_left_as_it_is_by_a_run_that_only_observes(jumping, tmp_
 
 @pytest.mark.parametrize(
     "change",
-    ["directions=[drift]", "directions=[optimizer,window]", "horizons=[6]", "world.hidden=7", "world.members=3",
+    ["directions=[masked_slope]", "directions=[optimizer,masked_slope]", "horizons=[6]", "world.hidden=7", "world.members=3",
      "world.latent=3", "world.replay=64"],
 )  # fmt: skip
 def test_what_the_state_was_made_for_must_not_change(change, jumping, tmp_path):

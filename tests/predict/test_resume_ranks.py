@@ -11,7 +11,7 @@ from scale.parallel.ranks import Ranks
 from tests.distributed.harness import run_ranks
 from tests.predict.runs import LAST, STEPS, assert_same_run, cut_back, fit, phases, rows, write
 
-PHASES = ["correct", "predict"]
+PHASES = ["settle", "predict"]
 OVERRIDES = {
     "fsdp": ["compute.strategy=fsdp"],
     "zero2": ["compute.strategy=deepspeed", "compute.deepspeed.stage=2"],
@@ -43,12 +43,12 @@ def test_two_processes_go_on_bit_for_bit_and_one_goes_on_for_them(kind, tmp_path
     assert rows(whole)[-1]["ledger"]["accepted"] >= 2
     for phase in PHASES:
         assert_same_run(whole, tmp_path / phase / "whole")
-    step = where(whole, "correct")
+    step = where(whole, "settle")
     alone = cut_back(whole, step, tmp_path / "alone")
     fit(path, f"runs_dir={tmp_path / 'alone'}")
     said, expected = rows(alone), rows(whole)
     assert said[: step + 1] == expected[: step + 1] and len(said) == STEPS + 1
-    judged = next(row for row in said[step:] if "credit" in row["prediction"])
+    judged = next(row for row in said[step:] if "credited" in row["prediction"])
     verdict = expected[judged["step"]]["prediction"]
-    assert judged["prediction"]["check_relaxed"] == pytest.approx(verdict["check_relaxed"], rel=1e-2)  # other dropout
+    assert judged["prediction"]["check_settled"] == pytest.approx(verdict["check_settled"], rel=1e-2)  # other dropout
     assert judged["prediction"]["undone"] == verdict["undone"]

@@ -60,7 +60,7 @@ def test_forward_passes_are_those_of_steps_and_checks(said):
 
 def test_jumps_tell_what_became_of_them(said):
     told = [row["prediction"] for row in said if row["prediction"] and row["prediction"].get("kept")]
-    judged = [row["prediction"] for row in said if row["prediction"] and "credit" in row["prediction"]]
-    assert len(told) == len(judged) == said[-1]["ledger"]["attempts"]
-    for jump, verdict in zip(told, judged, strict=True):
-        assert jump["check_after"] < jump["check_before"] and 0 <= verdict["credit"] <= jump["kept"]
+    tested = [row["prediction"] for row in said if row["prediction"] and "credited" in row["prediction"]]
+    assert len(told) == len(tested) == said[-1]["ledger"]["attempts"]
+    for jump, test in zip(told, tested, strict=True):
+        assert jump["check_after"] < jump["check_before"] and 0 <= test["credited"] <= jump["kept"]

@@ -9,12 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from scale.predict.moments import StepFacts
+from scale.predict.moments import MadeStep
 from scale.predict.signals import Signals
+from tests.predict.planted import made
 
 
-def facts(step: int, loss: float, grad_norm: float = 1.0, **changes: bool) -> StepFacts:
-    return StepFacts(step, loss, grad_norm, 1.0, step / 1000, 1000, 64, **changes)
+def facts(step: int, loss: float, grad_norm: float = 1.0, **changes: bool) -> MadeStep:
+    return replace(made(step, loss, grad_norm, 1.0, step / 1000), **changes)
 
 
 def seen(losses: list[float], sigma: float = 2.5) -> Signals:
@@ -90,12 +91,12 @@ def test_what_counts_as_divergence(loss: float, grad_norm: float, said: str | No
     assert found is None if said is None else found is not None and said in found
 
 
-def test_sigma_decides_and_relaxing_steps_are_spared() -> None:
+def test_sigma_decides_and_settling_steps_are_spared() -> None:
     losses = noisy()
     high = facts(200, 3.0 + 0.1 * 3.5)
     assert seen(losses, 2.2).divergence(high) is not None and seen(losses, 6.0).divergence(high) is None
-    assert seen(losses, 2.2).divergence(replace(high, relaxing=True)) is None
-    assert seen(losses, 2.2).divergence(replace(high, relaxing=True, grad_norm=50.0)) is not None
+    assert seen(losses, 2.2).divergence(replace(high, settling=True)) is None
+    assert seen(losses, 2.2).divergence(replace(high, settling=True, grad_norm=50.0)) is not None
     assert seen(losses[:10], 2.2).divergence(high) is None
 
 
@@ -117,7 +118,7 @@ def test_steps_that_failed_leave_the_averages() -> None:
     assert disturbed.steps == plain.steps + 2
     assert disturbed.baseline == plain.baseline and disturbed.noise == plain.noise
     disturbed.jumped()
-    disturbed.update(facts(52, 9.0, relaxing=True))
+    disturbed.update(facts(52, 9.0, settling=True))
     assert disturbed.since_jump == 1 and disturbed.noise == plain.noise and disturbed.baseline > plain.baseline + 1
 
 

@@ -18,7 +18,7 @@ from scale.predict.packing import pack_array, unpack_array
 from scale.predict.selection.foresight import Foreseen, Foresight, Remembered
 from scale.predict.selection.history import Passages
 
-FORESIGHTS: dict[str, type[Remembered] | type[Foreseen]] = {"history": Remembered, "world": Foreseen}
+FORESIGHTS: dict[str, type[Remembered] | type[Foreseen]] = {"history": Remembered, "regression": Foreseen}
 
 
 class Probed(NamedTuple):
@@ -39,26 +39,17 @@ class _Heard(NamedTuple):
     losses_N: np.ndarray
 
 
-class _Chosen(NamedTuple):
-    group: int
-    keep: float
-
-
 @dataclass
 class _View:
-    """A foresight that has learned all that was heard up to group `until`, and the share that was chosen by then."""
+    """A foresight that has learned all that was heard up to group `until`."""
 
     foresight: Foresight
-    keep: float
     until: int = -LAG - 1
 
-    def advance(self, heard: Sequence[_Heard], until: int, chosen: Sequence[_Chosen] = ()) -> None:
+    def advance(self, heard: Sequence[_Heard], until: int) -> None:
         for one in heard:
             if self.until < one.group <= until:
                 self.foresight.learn(*one)
-        for choice in chosen:
-            if self.until < choice.group <= until:
-                self.keep = choice.keep
         self.until = max(self.until, until)
 
 
@@ -66,8 +57,8 @@ class LossSelector:
     """Implements `scale.data.selection.Selector` by remembered or foreseen losses of the pieces of `passages`.
 
     Plans are made ahead of training, so there are two views of the same past: what the newest window knows, and what is
-    saved, which stands where the last group drawn stands. Losses and shares that a view must not know yet wait in `heard`
-    and `chosen`. `lead` gives rank 0's values to all ranks. `probe` is set by who owns the model, before the first draw.
+    saved, which stands where the last group drawn stands. Losses that a view must not know yet wait in `heard`. `lead` gives
+    rank 0's values to all ranks. `probe` is set by who owns the model, before the first draw.
 
     A score is the expected loss and one standard deviation (optimism in the face of uncertainty; Auer, "Using Confidence
     Bounds for Exploitation-Exploration Trade-offs", JMLR 2002): a piece that is left out is not heard of again, so what
@@ -81,27 +72,19 @@ class LossSelector:
         lead: Callable[[np.ndarray], np.ndarray] = lambda values: values,
     ):
         self.unbiased, self.share = config.unbiased, config.probe
-        self.fixed = None if config.control == "bandit" else config.keep
-        self.warmup = config.warmup
-        first = 1.0 if self.fixed is None else self.fixed
+        self.kept, self.warmup = config.keep, config.warmup
         make = FORESIGHTS[config.kind]
-        self.planning, self.saved = (_View(make(passages, config.memory), first) for _ in range(2))
+        self.planning, self.saved = (_View(make(passages, config.memory)) for _ in range(2))
         self.lead = lead
         self.heard: list[_Heard] = []
-        self.chosen: list[_Chosen] = []
         self.probe: Probe | None = None
         self.probed = {"documents": 0, "tokens": 0, "forwards": 0}
 
     def keep(self, group: int) -> float:
-        self.planning.advance(self.heard, group - LAG, self.chosen)
-        return self.planning.keep if group >= self.warmup else 1.0
-
-    def choose(self, group: int, keep: float) -> None:
-        self._in_time(group)
-        self.chosen.append(_Chosen(group, keep))
+        return self.kept if group >= self.warmup else 1.0
 
     def scores(self, group: int, spans: Sequence[Span], pieces_N: np.ndarray) -> np.ndarray:
-        self.planning.advance(self.heard, group - LAG, self.chosen)
+        self.planning.advance(self.heard, group - LAG)
         expected_N, unsure_N = (self.lead(values_N) for values_N in self.planning.foresight.scores(group, pieces_N))
         score_N = expected_N + unsure_N
         most = int(self.share * len(spans))
@@ -124,29 +107,23 @@ class LossSelector:
         return np.where(good_N, result.losses_N, instead_N)
 
     def hear(self, group: int, pieces_N: np.ndarray, losses_N: np.ndarray) -> None:
-        self._in_time(group)
-        self.heard.append(_Heard(group, pieces_N, losses_N))
-        for view in (self.planning, self.saved):
-            view.advance(self.heard, group - LAG, self.chosen)
-        self._forget()
-
-    def _in_time(self, group: int) -> None:
         if group <= self.planning.until:
             raise ScaleError(f"selection: heard of group {group} after plans that may know group {self.planning.until}")
+        self.heard.append(_Heard(group, pieces_N, losses_N))
+        for view in (self.planning, self.saved):
+            view.advance(self.heard, group - LAG)
+        self._forget()
 
     def _forget(self) -> None:
         known = min(self.planning.until, self.saved.until)
         self.heard = [one for one in self.heard if one.group > known]
-        self.chosen = [one for one in self.chosen if one.group > known]
 
     def state_dict(self, drawn: int) -> dict[str, Any]:
-        self.saved.advance(self.heard, drawn - LAG, self.chosen)
+        self.saved.advance(self.heard, drawn - LAG)
         waiting = [one for one in self.heard if one.group > self.saved.until]
         return {
             "foresight": self.saved.foresight.state_dict(),
             "until": self.saved.until,
-            "keep": self.saved.keep,
-            "chosen": [list(one) for one in self.chosen if one.group > self.saved.until],
             "heard": [[one.group, pack_array(one.pieces_N), pack_array(one.losses_N)] for one in waiting],
             "probed": dict(self.probed),
         }
@@ -155,8 +132,6 @@ class LossSelector:
         for view in (self.planning, self.saved):
             view.foresight.load_state_dict(state["foresight"])
             view.until = state["until"]
-            view.keep = state["keep"] if self.fixed is None else self.fixed
-        self.chosen = [_Chosen(group, keep) for group, keep in state["chosen"]]
         self.heard = [_Heard(group, unpack_array(p), unpack_array(losses)) for group, p, losses in state["heard"]]
         self.probed = dict(state["probed"])
 

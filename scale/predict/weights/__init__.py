@@ -1,1 +1,1 @@
-"""All of prediction that touches weights, under any strategy: looks at them, directions to go, jumps and their undoing."""
+"""All of prediction that touches weights, under any strategy: statistics of them, directions, jumps and their undoing."""

@@ -10,7 +10,7 @@ import torch
 from scale_kernels.delta.op import DeltaPlan
 from torch import Tensor
 
-from scale.predict.groups import KINDS, kind_of
+from scale.predict.kinds import KINDS, kind_of
 from scale.predict.weights.runs import runs
 from scale.protocols import Shards, Strategy
 from scale.train.observe import layer_of
@@ -25,9 +25,8 @@ class Jump:
     All are collective. The snapshot takes memory once, at the first one.
     """
 
-    def __init__(self, strategy: Strategy, offload: bool = False):
-        """`offload`: the snapshot lies in CPU memory."""
-        self.strategy, self.offload = strategy, offload
+    def __init__(self, strategy: Strategy):
+        self.strategy = strategy
         self._snapshot: list[Tensor] = []
         self._landed: list[Tensor] = []
         self._plan: DeltaPlan | None = None
@@ -41,13 +40,8 @@ class Jump:
         """Remember the weights as they are."""
         with self._params() as (_, params):
             if not self._snapshot:
-                self._snapshot = [self._room(param) for param in params]
+                self._snapshot = [torch.empty_like(param) for param in params]
             torch._foreach_copy_(self._snapshot, params)
-
-    def _room(self, param: Tensor) -> Tensor:
-        if not self.offload or param.device.type == "cpu":
-            return torch.empty_like(param)
-        return torch.empty_like(param, device="cpu", pin_memory=True)
 
     def apply(
         self, vectors: Sequence[Tensor], c_G: Sequence[float], seed: int, factor_P: Sequence[float] | None = None
@@ -68,7 +62,7 @@ class Jump:
         """Remember where the jump led."""
         with self._params() as (_, params):
             if not self._landed:
-                self._landed = [self._room(param) for param in params]
+                self._landed = [torch.empty_like(param) for param in params]
             torch._foreach_copy_(self._landed, params)
 
     def stayed_P(self) -> list[float]:
@@ -79,10 +73,8 @@ class Jump:
             copies_N = torch.tensor([s.copies for s in shards.values()], dtype=torch.float64)
             sums_NS: list[Tensor] = []
             for run in runs(params):
-                before = [x.to(p.device) for x, p in zip(self._snapshot[run], params[run], strict=True)]
-                jump = torch._foreach_sub(
-                    [x.to(p.device) for x, p in zip(self._landed[run], params[run], strict=True)], before
-                )
+                before = self._snapshot[run]
+                jump = torch._foreach_sub(self._landed[run], before)
                 dot = torch._foreach_mul(torch._foreach_sub(params[run], before), jump)
                 square = torch._foreach_mul(jump, jump)
                 sums_NS += [torch.stack([d.double().sum(), q.double().sum()]) for d, q in zip(dot, square, strict=True)]
@@ -99,8 +91,8 @@ class Jump:
         with self._params() as (_, params):
             torch._foreach_copy_(params, self._snapshot)
 
-    def companions(self, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
-        """Snapshot and landing, those that there are, by parameter name: for checkpoints, and to be read back in place."""
+    def tensors(self, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+        """Snapshot and landing, those that there are, by parameter name: auxiliary sharded state, read back in place."""
         kept = {"jump.snapshot": self._snapshot, "jump.landed": self._landed}
         return {key: dict(zip(names, tensors, strict=True)) for key, tensors in kept.items() if tensors}
 
@@ -111,7 +103,7 @@ class Jump:
             copies_N = torch.tensor([s.copies for s in shards.values()], dtype=torch.float64, device=params[0].device)
             squares_2 = torch.zeros(2, dtype=torch.float64, device=params[0].device)
             for run in runs(params):
-                before = [x.to(p.device) for x, p in zip(self._snapshot[run], params[run], strict=True)]
+                before = self._snapshot[run]
                 pair = (torch._foreach_sub(params[run], before), before)
                 norms_2N = torch.stack([torch.stack(torch._foreach_norm(list(tensors))) for tensors in pair])
                 squares_2 += (norms_2N.double().square() / copies_N[run]).sum(1)

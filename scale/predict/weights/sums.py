@@ -10,7 +10,7 @@ from scale_kernels.encode.op import EncodePlan
 from torch import Tensor
 
 from scale.parallel.ranks import Ranks
-from scale.predict.groups import KINDS, kind_of
+from scale.predict.kinds import KINDS, kind_of
 from scale.protocols import Shards
 
 Tensors = Sequence[Tensor]

@@ -1,5 +1,5 @@
-"""The world model of a run: what full steps will bring, foreseen by an ensemble of recurrent state-space models."""
+"""The world model of a run: what full steps will bring, forecast by an ensemble of recurrent state-space models."""
 
-from scale.predict.world.foresight import Foresight
+from scale.predict.world.world_model import WorldModel
 
-__all__ = ["Foresight"]
+__all__ = ["WorldModel"]

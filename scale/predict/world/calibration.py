@@ -24,12 +24,11 @@ SINGLE = 2 * 1.645
 
 @dataclass(frozen=True)
 class Pending:
-    """A forecast of one future average, before widening."""
+    """A forecast of one future average, before widening. `jump`: it holds only if a jump comes first."""
 
     made: int
     due: int
     jump: bool
-    """It holds only if a jump comes first."""
     mean: float
     below: float
     above: float
@@ -38,7 +37,7 @@ class Pending:
 
 
 @dataclass(frozen=True)
-class Score:
+class Scored:
     """What came of it: distance in half-widths before widening, inside the widened interval or not, both errors."""
 
     distance: float
@@ -52,23 +51,23 @@ class Calibration:
 
     def __init__(self) -> None:
         self.pending: list[Pending] = []
-        self.scores: list[Score] = []
+        self.scores: list[Scored] = []
         self.level = MISSED
         self.scored = 0
 
     @property
     def widening(self) -> float:
         """What half-widths are multiplied by; the prior alone at first."""
-        value, worth = PRIOR
+        value, weight = PRIOR
         if not self.scores:
             return value
         ordered = sorted(score.distance for score in self.scores)
         rank = min(math.ceil((len(ordered) + 1) * (1 - self.level)), len(ordered))
-        trust = min(1.0, len(ordered) / worth)
+        trust = min(1.0, len(ordered) / weight)
         low, high = RANGE
         return min(max(trust * ordered[rank - 1] + (1 - trust) * value, low), high)
 
-    def promise(
+    def register(
         self,
         made: int,
         jump: bool,
@@ -77,15 +76,14 @@ class Calibration:
         lower_T: Sequence[float],
         upper_T: Sequence[float],
     ) -> None:
-        """Remember a forecast made after `made` moments; the same one asked for twice counts once."""
+        """A forecast made after `made` moments; the same one asked for twice counts once."""
         self.pending = [p for p in self.pending if (p.made, p.jump) != (made, jump)]
         for t in sorted({max(1, round(share * len(loss_T))) - 1 for share in POINTS}):
             mean = loss_T[t]
             below, above = max(mean - lower_T[t], 1e-12), max(upper_T[t] - mean, 1e-12)
-            due = made + t + 1
-            self.pending.append(Pending(made, due, jump, mean, below, above, self.widening, last))
+            self.pending.append(Pending(made, made + t + 1, jump, mean, below, above, self.widening, last))
 
-    def arrived(self, moment: int, loss: float, jumped: bool) -> None:
+    def observe(self, moment: int, loss: float, jumped: bool) -> None:
         """The average loss after moment number `moment`, and whether a jump came right before that moment.
 
         A jump voids older forecasts, and its absence those that counted on it.
@@ -103,17 +101,20 @@ class Calibration:
         distance = (loss - p.mean) / (p.above if loss > p.mean else p.below)
         inside = abs(distance) <= p.widening
         self.level = min(max(self.level + STEP * (MISSED - (not inside)), 0.01), 0.5)
-        self.scores = [*self.scores, Score(abs(distance), inside, abs(loss - p.mean), abs(loss - p.last))][-KEPT:]
+        self.scores = [*self.scores, Scored(abs(distance), inside, abs(loss - p.mean), abs(loss - p.last))][-KEPT:]
         self.scored += 1
 
     def report(self) -> dict[str, float | None]:
-        """For the log: coverage of the 90% interval, mean error, the same of 'as it is now' (None while nothing was scored),
-        widening, scores."""
-        n = len(self.scores)
+        """Coverage of the 90% interval, mean error, the same of 'as it is now' (None while nothing was scored), widening,
+        scores."""
+
+        def mean(values: Sequence[float]) -> float | None:
+            return sum(values) / len(values) if values else None
+
         return {
-            "coverage": sum(s.inside for s in self.scores) / n if n else None,
-            "error": sum(s.error for s in self.scores) / n if n else None,
-            "last_value_error": sum(s.last_error for s in self.scores) / n if n else None,
+            "coverage": mean([s.inside for s in self.scores]),
+            "error": mean([s.error for s in self.scores]),
+            "last_value_error": mean([s.last_error for s in self.scores]),
             "widening": self.widening,
             "scored": float(self.scored),
         }
@@ -130,7 +131,7 @@ class Calibration:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
         self.pending = [Pending(**p) for p in state["pending"]]
-        self.scores = [Score(**s) for s in state["scores"]]
+        self.scores = [Scored(**s) for s in state["scores"]]
         self.level, self.scored = state["level"], state["scored"]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from scale.predict.features import NAMES
 from scale.predict.moments import Moment
 from scale.predict.packing import pack_array, unpack_array
-from scale.predict.world.model import ACTIONS, CARRIES
+from scale.predict.world.rssm import ACTIONS, CARRIES
 
 F = len(NAMES)
 WIDTH = F + ACTIONS + 3 + CARRIES

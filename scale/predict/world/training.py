@@ -1,4 +1,4 @@
-"""Teaching the world model: truncated back-propagation through windows of moments."""
+"""Training of the world model: truncated back-propagation through windows of moments."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, smooth_l1_loss
 
 from scale.predict.packing import pack, unpack
-from scale.predict.world.model import Gaussian, State, WorldModel, split
 from scale.predict.world.replay import Batch, Replay
+from scale.predict.world.rssm import Gaussian, RssmEnsemble, State, split
 
 WINDOWS = 8
 """Windows of each member in an update."""
@@ -45,7 +45,7 @@ def balanced_kl(posterior: Gaussian, prior: Gaussian) -> Tensor:
 
 
 def filtered(
-    model: WorldModel, weights: RssmWeights, batch: Batch, eps_LEBZ: Tensor | None, start: State | None = None
+    model: RssmEnsemble, weights: RssmWeights, batch: Batch, eps_LEBZ: Tensor | None, start: State | None = None
 ) -> tuple[list[State], list[Gaussian]]:
     """States and posteriors of L moments of windows (E, B, L, ...); without noise the latents are their means."""
     state = start or model.start(batch.features.shape[1])
@@ -62,7 +62,7 @@ def filtered(
 
 
 def open_loop(
-    model: WorldModel, weights: RssmWeights, states: Sequence[State], actions_EBLA: Tensor, eps_KESZ: Tensor
+    model: RssmEnsemble, weights: RssmWeights, states: Sequence[State], actions_EBLA: Tensor, eps_KESZ: Tensor
 ) -> Tensor:
     """From each of S states, the first moments of the window, K steps without features: outputs (K, E, S * B, O)."""
     K, S = len(eps_KESZ), len(states)
@@ -78,18 +78,18 @@ def open_loop(
     return model.heads(weights, h_ENH, z_ENZ).unflatten(1, (K, -1)).transpose(0, 1)
 
 
-def surprise(outputs: Tensor, batch: Batch) -> Tensor:
+def prediction_loss(outputs: Tensor, batch: Batch) -> Tensor:
     """Mean cost of raw outputs (..., O) against what came; unknown targets cost nothing."""
-    said = split(outputs)
-    diverged = binary_cross_entropy_with_logits(said.divergence, batch.diverged)
-    carry = smooth_l1_loss(said.carry, _filled(batch.carry, said.carry))
-    return _nll(said.loss, batch.loss) + _nll(said.grad, batch.grad) + carry + diverged
+    predicted = split(outputs)
+    diverged = binary_cross_entropy_with_logits(predicted.divergence, batch.diverged)
+    carry = smooth_l1_loss(predicted.carry, _filled(batch.carry, predicted.carry))
+    return _nll(predicted.loss, batch.loss) + _nll(predicted.grad, batch.grad) + carry + diverged
 
 
-class Teacher:
+class WorldTraining:
     """The optimizer and the random numbers of training; `update` is one step of Adam for all members."""
 
-    def __init__(self, model: WorldModel, generator: torch.Generator, bptt: int):
+    def __init__(self, model: RssmEnsemble, generator: torch.Generator, bptt: int):
         self.model, self.generator, self.bptt = model, generator, bptt
         self.optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.99))
         self.updates = 0
@@ -101,7 +101,7 @@ class Teacher:
         if rows is None:
             return None
         self.optimizer.zero_grad()
-        cost = self.cost(Batch.of(rows))
+        cost = self.cost(Batch.of(rows.to(self.model.w_hh.device)))
         cost.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP * E)
         first, least = LEARNING_RATE
@@ -119,18 +119,20 @@ class Teacher:
         states, posteriors = filtered(self.model, weights, batch, self._noise(L, E, B, Z))
         h_LEBH, z_LEBZ = torch.stack([s.h_EBH for s in states]), torch.stack([s.z_EBZ for s in states])
         h_ENH, z_ENZ = (x.transpose(0, 1).flatten(1, 2) for x in (h_LEBH, z_LEBZ))
-        one_step = surprise(self.model.heads(weights, h_ENH, z_ENZ), _moments(batch, 0, L))
+        one_step = prediction_loss(self.model.heads(weights, h_ENH, z_ENZ), _moments(batch, 0, L))
         eps = self._noise(K, E, S * B, Z)
         ahead = open_loop(self.model, weights, states[:S], batch.actions, eps)
         later = [_moments(batch, k + 1, S) for k in range(K)]
-        several = surprise(ahead, Batch(*(torch.stack(column) for column in zip(*map(_columns, later), strict=True))))
+        several = prediction_loss(
+            ahead, Batch(*(torch.stack(column) for column in zip(*map(_columns, later), strict=True)))
+        )
         means, stds = torch.stack([p.mean for p in posteriors]), torch.stack([p.std for p in posteriors])
         prior = self.model.prior(h_ENH)
         seen = Gaussian(*(x.transpose(0, 1).flatten(1, 2) for x in (means, stds)))
         return E * (one_step + several + balanced_kl(seen, prior))
 
     def _noise(self, *shape: int) -> Tensor:
-        return torch.randn(*shape, generator=self.generator)
+        return torch.randn(*shape, generator=self.generator).to(self.model.w_hh.device)
 
     def state_dict(self) -> dict[str, Any]:
         """JSON: weights, Adam's moments and the random numbers."""
@@ -148,7 +150,9 @@ class Teacher:
         self.optimizer.state.clear()
         for p, moments in zip(self.model.parameters(), state["moments"], strict=True):
             if moments is not None:
-                self.optimizer.state[p] = {name: unpack(x) for name, x in moments.items()}
+                self.optimizer.state[p] = {
+                    name: unpack(x) if name == "step" else unpack(x).to(p.device) for name, x in moments.items()
+                }
         self.generator.set_state(unpack(state["generator"]))
         self.updates = state["updates"]
 
@@ -162,12 +166,12 @@ def _columns(batch: Batch) -> tuple[Tensor, ...]:
     return batch.features, batch.actions, batch.loss, batch.grad, batch.diverged, batch.carry
 
 
-def _filled(target: Tensor, said: Tensor) -> Tensor:
-    """What was said where the target is unknown: no error, no gradient."""
-    return torch.where(target.isnan(), said.detach(), target)
+def _filled(target: Tensor, predicted: Tensor) -> Tensor:
+    """The prediction where the target is unknown: no error, no gradient."""
+    return torch.where(target.isnan(), predicted.detach(), target)
 
 
-def _nll(said: Gaussian, target: Tensor) -> Tensor:
+def _nll(predicted: Gaussian, target: Tensor) -> Tensor:
     known = ~target.isnan()
-    error = (torch.where(known, target, said.mean.detach()) - said.mean) / said.std
-    return torch.where(known, 0.5 * error**2 + said.std.log(), 0.0).mean()
+    error = (torch.where(known, target, predicted.mean.detach()) - predicted.mean) / predicted.std
+    return torch.where(known, 0.5 * error**2 + predicted.std.log(), 0.0).mean()

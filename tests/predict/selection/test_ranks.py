@@ -7,7 +7,9 @@ from tests.predict.selection import ranks as program
 COUNT = 150
 
 
-@pytest.mark.parametrize("config", [{"kind": "history"}, {"kind": "world", "unbiased": True}], ids=["history", "world"])
+@pytest.mark.parametrize(
+    "config", [{"kind": "history"}, {"kind": "regression", "unbiased": True}], ids=["history", "regression"]
+)
 def test_two_ranks_keep_the_pieces_that_one_keeps(config):
     """Each hears only the losses of its own rows; together they choose as one process that hears all."""
     alone = program.select(Ranks(), 0, COUNT, config)

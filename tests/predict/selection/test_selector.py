@@ -17,8 +17,8 @@ from tests.predict.selection.parts import alone, same, selecting, step, steps
 KINDS = [
     {"kind": "history"},
     {"kind": "history", "unbiased": True},
-    {"kind": "world"},
-    {"kind": "world", "unbiased": True, "keep": 0.3},
+    {"kind": "regression"},
+    {"kind": "regression", "unbiased": True, "keep": 0.3},
 ]
 
 
@@ -166,7 +166,7 @@ def test_resume_is_exact_for_any_number_of_workers(before, after):
 
 
 def test_saving_changes_nothing():
-    saving, silent = selecting(2, kind="world"), selecting(2, kind="world")
+    saving, silent = selecting(2, kind="regression"), selecting(2, kind="regression")
     for number in range(50):
         a = step(saving, number)
         saving.state_dict()
@@ -211,7 +211,7 @@ class Scripted:
 
 
 def test_a_share_of_the_candidates_is_probed_where_it_is_least_sure():
-    made, probe = selector(kind="world", probe=0.34), Scripted()
+    made, probe = selector(kind="regression", probe=0.34), Scripted()
     made.probe = probe
     rng = np.random.default_rng(0)
     for group in range(30):
@@ -229,7 +229,7 @@ def test_a_share_of_the_candidates_is_probed_where_it_is_least_sure():
 
 
 def test_probing_is_resumed_exactly():
-    config = {"kind": "world", "probe": 0.2}
+    config = {"kind": "regression", "probe": 0.2}
     source, states = selecting(prober=Scripted(), **config), []
     whole = []
     for number in range(40):
@@ -245,6 +245,6 @@ def test_probing_is_resumed_exactly():
 def test_what_makes_no_sense_is_refused():
     assert make_selector(SelectionConfig(), [5], 64, Ranks()) is None
     with pytest.raises(UsageError, match=r"selection.probe = 0.1: needs data.workers = 0 \(it is 1\)"):
-        make_selector(SelectionConfig(kind="world", probe=0.1), [5], 1, Ranks())
+        make_selector(SelectionConfig(kind="regression", probe=0.1), [5], 1, Ranks())
     with pytest.raises(ScaleError, match="nobody gave it a model"):
-        ask(selector(kind="world", probe=0.5), 0)
+        ask(selector(kind="regression", probe=0.5), 0)

@@ -19,7 +19,7 @@ def test_history_reaches_the_plain_held_out_loss_in_fewer_steps(seed):
 
 
 def test_the_foreseen_losses_separate_what_is_known_from_what_is_not():
-    _, source = run(100, 100, 0, 3e-3, kind="world", probe=0.1)
+    _, source = run(100, 100, 0, 3e-3, kind="regression", probe=0.1)
     selector = source.planner.selector
     pieces = np.flatnonzero(selector.saved.foresight.history.visits_P)
     spans = {int(source.planner.pieces([s])[0]): s for s in (source.planner.orders[0].span(0, i) for i in range(512))}

@@ -1,12 +1,11 @@
-"""Shards out of plain tensors, and looks at trajectories that a test knows."""
+"""Shards out of plain tensors, and statistics of trajectories that a test knows."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
-from scale.parallel.ranks import Ranks
-from scale.predict.groups import KINDS, kind_of
+from scale.predict.kinds import KINDS, kind_of
 from scale.protocols import Shard
 
 SHAPES = {
@@ -32,7 +31,7 @@ def drawn(seed, scale=1.0):
 
 
 def walk(count, seed=0):
-    """(count, parameter) random walks with a trend: float32 values of every look, by name."""
+    """(count, parameter) random walks with a trend: float32 values at every point, by name."""
     start, trend = drawn(seed), drawn(seed + 1, 0.01)
     return [
         {name: start[name] + n * trend[name] + drawn(seed + 2 + n, 0.02)[name] for name in SHAPES} for n in range(count)
@@ -40,7 +39,7 @@ def walk(count, seed=0):
 
 
 def feed(direction, points, steps, lrs):
-    """Show a direction the points as `Looks` would; `steps` and `lrs` lie before each point but the first."""
+    """Show a direction the points as `StatisticsHook` would; `steps` and `lrs` lie before each point but the first."""
     for n, point in enumerate(points):
         lr = lrs[n] if n else 0.0
         update = [(point[name] - points[n - 1][name]) / lr for name in SHAPES] if n else None
@@ -48,7 +47,7 @@ def feed(direction, points, steps, lrs):
 
 
 def stacked(points):
-    """(looks, elements) float64 of all parameters."""
+    """(points, elements) float64 of all parameters."""
     return np.stack([np.concatenate([x.double().numpy().ravel() for x in point.values()]) for point in points])
 
 
@@ -57,7 +56,7 @@ def flat(vectors):
 
 
 def made(direction, shards=None):
-    return direction(shards or shards_of(drawn(0)), Ranks())
+    return direction(shards or shards_of(drawn(0)))
 
 
 def of_kind(tensors, kind):

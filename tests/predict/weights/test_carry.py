@@ -5,16 +5,18 @@ import pytest
 import torch
 
 from scale.parallel.ranks import Ranks
-from scale.predict.groups import KINDS, kind_of
+from scale.predict.kinds import KINDS, kind_of
 from scale.predict.weights.carry import Carry
+from scale.predict.weights.sums import KindSums
 from tests.predict.weights.parts import SHAPES, drawn, of_kind, shards_of
 
 PRESENT = sorted({kind_of(name) for name in SHAPES})
 
 
 def watch(points, lrs, every=1, span=100, direction=None, copies=None):
-    """All readings of looks at the points, each two steps after the last."""
-    carry = Carry(Ranks(), shards_of(drawn(0), copies=copies), every, span)
+    """All readings at the points, each two steps after the last."""
+    shards = shards_of(drawn(0), copies=copies)
+    carry = Carry(KindSums(Ranks(), shards), shards, every, span)
     out = []
     for n, point in enumerate(points):
         table = carry.measure(
@@ -68,7 +70,7 @@ def test_readings_come_when_due_and_the_anchor_moves_up():
 
 
 def test_no_direction_no_anchor_and_no_line_no_reading():
-    carry = Carry(Ranks(), shards_of(drawn(0)), 1, 4)
+    carry = Carry(KindSums(Ranks(), shards_of(drawn(0))), shards_of(drawn(0)), 1, 4)
     assert carry.measure(list(drawn(0).values()), None, 0, 0.0) is None and not carry.anchored
     resting = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
     carry, out = watch(line([0.0, 1.0]), [0.0, 1.0], direction=resting)

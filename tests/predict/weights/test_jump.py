@@ -10,7 +10,7 @@ import torch
 
 from scale.parallel.ranks import Ranks
 from scale.parallel.single import Single
-from scale.predict.groups import KINDS, kind_of
+from scale.predict.kinds import KINDS, kind_of
 from scale.predict.weights.jump import Jump
 from tests.parallel.lm import digests, meta_model, prepared, whole_loss
 from tests.predict.weights.parts import drawn, of_kind, shards_of
@@ -41,12 +41,11 @@ def test_each_kind_moves_by_its_own_coefficient(made):
     assert whole_loss(root) != loss
 
 
-@pytest.mark.parametrize("offload", [False, True])
-def test_rollback_restores_every_bit_and_drift_is_the_relative_distance(made, offload):
+def test_rollback_restores_every_bit_and_drift_is_the_relative_distance(made):
     strategy, root, vectors = made
     with strategy.edit_masters() as shards:
         next(iter(shards.values())).param.view(-1)[0] = -0.0
-    before, loss, first, jump = digests(strategy), whole_loss(root), masters(strategy), Jump(strategy, offload)
+    before, loss, first, jump = digests(strategy), whole_loss(root), masters(strategy), Jump(strategy)
     jump.snapshot()
     assert jump.drift() == 0
     jump.apply(vectors, [10.0] * len(KINDS), seed=0)

@@ -11,16 +11,16 @@ import torch
 from scale.predict.signals import RATE
 from scale.predict.world.calibration import Calibration, confidence
 from scale.predict.world.imagine import Anchor, smoothed
-from scale.predict.world.model import Gaussian
+from scale.predict.world.rssm import Gaussian
 
 
 def score(calibration: Calibration, distances: list[float]) -> list[bool]:
     """One-step forecasts of 0 within +-1, one after the other, and what came."""
     inside = []
     for n, distance in enumerate(distances):
-        calibration.promise(n, False, 0.5, [0.0], [-1.0], [1.0])
+        calibration.register(n, False, 0.5, [0.0], [-1.0], [1.0])
         inside.append(abs(distance) <= calibration.widening)
-        calibration.arrived(n + 1, distance, jumped=False)
+        calibration.observe(n + 1, distance, jumped=False)
     return inside
 
 
@@ -43,41 +43,41 @@ def test_coverage_follows_a_process_that_changes() -> None:
 def test_scores_by_hand() -> None:
     calibration = Calibration()
     assert calibration.widening == 2.0
-    calibration.promise(10, False, 3.0, [2.9, 2.8, 2.7, 2.6], [2.8] * 2 + [2.6, 2.4], [3.0] * 4)
+    calibration.register(10, False, 3.0, [2.9, 2.8, 2.7, 2.6], [2.8] * 2 + [2.6, 2.4], [3.0] * 4)
     assert [p.due for p in calibration.pending] == [11, 12, 14]
-    calibration.promise(10, False, 3.0, [2.9] * 4, [2.8] * 4, [3.1] * 4)  # asked again: replaces
+    calibration.register(10, False, 3.0, [2.9] * 4, [2.8] * 4, [3.1] * 4)  # asked again: replaces
     assert len(calibration.pending) == 3
-    calibration.arrived(11, 3.0, jumped=False)
+    calibration.observe(11, 3.0, jumped=False)
     (found,) = calibration.scores
     assert found.distance == pytest.approx(0.5) and found.inside  # upper side: .1 of .2
     assert found.error == pytest.approx(0.1) and found.last_error == 0.0
     assert calibration.level == pytest.approx(0.1 + 0.01 * 0.1)
     assert calibration.widening == pytest.approx(0.05 * 0.5 + 0.95 * 2.0)
-    calibration.arrived(12, 2.5, jumped=False)
+    calibration.observe(12, 2.5, jumped=False)
     assert calibration.scores[-1].distance == pytest.approx(4.0) and not calibration.scores[-1].inside
     assert calibration.level == pytest.approx(0.101 - 0.01 * 0.9)
     report = calibration.report()
     assert report["coverage"] == 0.5 and report["error"] == pytest.approx(0.25)
     assert report["last_value_error"] == pytest.approx(0.25) and report["scored"] == 2
-    calibration.arrived(13, float("nan"), jumped=False)
-    calibration.arrived(14, float("nan"), jumped=False)
+    calibration.observe(13, float("nan"), jumped=False)
+    calibration.observe(14, float("nan"), jumped=False)
     assert calibration.scored == 2 and not calibration.pending
 
 
 def test_a_jump_voids_what_did_not_count_on_it() -> None:
     calibration = Calibration()
     for made, jump in ((5, False), (6, False), (6, True)):
-        calibration.promise(made, jump, 0.0, [0.0] * 8, [-1.0] * 8, [1.0] * 8)
+        calibration.register(made, jump, 0.0, [0.0] * 8, [-1.0] * 8, [1.0] * 8)
         if made == 5:
-            calibration.arrived(6, 0.0, jumped=False)
+            calibration.observe(6, 0.0, jumped=False)
     calm = Calibration()
     calm.load_state_dict(json.loads(json.dumps(calibration.state_dict())))
     assert calm.state_dict() == calibration.state_dict()
-    calibration.arrived(7, 0.0, jumped=True)
+    calibration.observe(7, 0.0, jumped=True)
     assert {(p.made, p.jump) for p in calibration.pending} == {(6, True)}
-    calm.arrived(7, 0.0, jumped=False)
+    calm.observe(7, 0.0, jumped=False)
     assert {(p.made, p.jump) for p in calm.pending} == {(5, False), (6, False)}
-    calibration.arrived(8, 0.0, jumped=False)
+    calibration.observe(8, 0.0, jumped=False)
     assert {(p.made, p.jump) for p in calibration.pending} == {(6, True)}
 
 

@@ -1,1 +1,0 @@
-"""Where weights are heading, one predictor per file. `table.py` names them all."""
