@@ -32,7 +32,7 @@ throughput  | first  | 170 | throughput.csv       | benchmarks/throughput.py --b
 tests       | first  | 170 | -                    | -m pytest -m gpu $JUNIT @TIMEOUT $GPU_TESTS   | -m pytest $JUNIT @TIMEOUT tests/gpu
 fp8_check   | first  |  90 | fp8_check.csv        | benchmarks/fp8_check.py $ONE_B                | benchmarks/fp8_check.py --quick
 shards      | second |  30 | shards_kernel.csv    | benchmarks/shards_kernel.py                   | benchmarks/shards_kernel.py --sizes 100000 --rounds 2
-rssm_kernel | second |  40 | rssm_kernel.csv      | benchmarks/rssm_kernel.py                     | benchmarks/rssm_kernel.py --hidden 16 --paths 1 --horizon 3 --rounds 2 --threads 1 --looks 5
+rssm_kernel | second |  40 | rssm_kernel.csv      | benchmarks/rssm_kernel.py                     | benchmarks/rssm_kernel.py --hidden 16 --paths 1 --horizon 3 --rounds 2 --threads 1
 plan_memory | second | 110 | plan_memory.csv      | benchmarks/plan_memory.py --models tiny 100m --limit 50 | benchmarks/plan_memory.py --quick
 overhead    | second |  60 | predict_overhead.csv | benchmarks/predict_overhead.py --models 100m 1b --rounds 3 | benchmarks/predict_overhead.py --models tiny --rounds 1 --rows 2 --seq-len 64
 train_step  | second |  60 | train_step.csv       | benchmarks/train_step.py --steps 5 --rounds 2 $SAME_CODE | benchmarks/train_step.py --quick
@@ -92,7 +92,9 @@ if [ -z "$DRY" ]; then
   "$PYTHON" -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else 3)'
   case $? in
     0) ;;
-    3) echo "no GPU: nothing was measured" && rm -rf "$WORK" && exit 0 ;;
+    3) rm -rf "$WORK"
+       ! command -v nvidia-smi >/dev/null || stop "torch of $PYTHON sees no GPU, but nvidia-smi is here (another build of torch?)"
+       echo "no GPU: nothing was measured" && exit 0 ;;
     *) stop "torch of $PYTHON cannot be imported (set PYTHON=)" ;;
   esac
 fi

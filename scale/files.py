@@ -111,7 +111,7 @@ def new_folder(target: Path) -> Iterator[Path]:
         aside = _claimed(lambda: Path(tempfile.mkdtemp(**_beside(target))), held)
         try:
             yield aside
-            for file in aside.rglob("*"):
+            for file in (*aside.rglob("*"), aside):
                 fsync(file)
             aside.chmod(0o755)  # mkdtemp makes folders that only their owner can read
             aside.replace(target)
@@ -139,6 +139,7 @@ def new_files(*targets: Path) -> Iterator[list[IO[bytes]]]:
             for aside, target in zip(asides, targets, strict=True):
                 aside.chmod(0o644)
                 aside.replace(target)
+                fsync(target.parent)
         finally:
             for aside in asides:
                 aside.unlink(missing_ok=True)

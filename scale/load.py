@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from scale.checkpoint.saved import Saved, latest_good, saved_in
-from scale.config import PretrainRun, load_config, parse_config
+from scale.config import PretrainRun, parse_config, stored_config
 from scale.config.model import ModelConfig
 from scale.data import tokenizer as tokenizers
 from scale.data.files import one_line
@@ -107,7 +107,7 @@ def config_of(run: RunFolder, saved: Saved) -> PretrainRun:
     """The config that a checkpoint was trained with: its own record, or config.yaml beside checkpoints of older versions.
     Raises UsageError, DamagedCheckpoint."""
     record = saved.record()
-    return parse_config(record["config"], saved.path) if "config" in record else load_config(run.config)
+    return parse_config(record["config"], saved.path) if "config" in record else stored_config(run.config)
 
 
 def _find(run: RunFolder, step: int | None, best: bool) -> Saved:

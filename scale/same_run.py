@@ -8,7 +8,7 @@ from pathlib import Path
 
 from scale.checkpoint.manifest import DamagedCheckpoint
 from scale.checkpoint.saved import newest_record, saved_in
-from scale.config import PretrainRun, differences, flatten, load_config, parse_config, to_yaml
+from scale.config import PretrainRun, differences, flatten, parse_config, stored_config, to_yaml
 from scale.errors import ScaleError, UsageError
 from scale.monitor.mending import hash_of_config
 from scale.monitor.run_folder import RunFolder
@@ -29,34 +29,45 @@ def check_same_run(config: PretrainRun, allow: Sequence[str]) -> None:
     folder = RunFolder(Path(config.runs_dir) / config.name)
     if not folder.config.exists() and not folder.checkpoints.exists():
         return
-    for key in allow:
-        if not any(_within(known, key) for known in flatten(config)):
-            raise UsageError(f"--allow-change {key}: the config has no such key")
     found = newest_record(folder.checkpoints)
     if found is None or "config" not in found[1]:
-        before, place = _unrecorded(folder, config), folder.config
+        before = _unrecorded(folder, config)
     else:
-        saved, record = found
-        before, place = parse_config(record["config"], saved.path), folder.config
-        if _changed(before, config, allow) and _says_the_same(folder.config, config, allow):
-            keys = _changed(before, config, allow)
-            others = " ".join(_of_another_config(folder, config, allow))
-            raise UsageError(
-                f"{saved.path}: was written with another config than {folder.config} says ({_shown(keys)}): remove what does "
-                f"not belong to this run (rm -r {others}), or --allow-change {','.join(keys)}"
-            )
+        before = parse_config(found[1]["config"], found[0].path)
+    for key in allow:
+        if not any(_within(known, key) for known in {**flatten(config), **(flatten(before) if before else {})}):
+            raise UsageError(f"--allow-change {key}: the config has no such key")
+    if found is not None and before is not None and "config" in found[1]:
+        _refuse_foreign_checkpoints(folder, found[0].path, before, config, allow)
     if before is not None and (changed := _changed(before, config, allow)):
         raise UsageError(
-            f"{place}: this run was started with another config ({_shown(changed)}). "
+            f"{folder.config}: this run was started with another config ({_shown(changed)}). "
             f"Use another name, --new, or --allow-change {','.join(changed)}"
         )
+
+
+def _refuse_foreign_checkpoints(
+    folder: RunFolder, newest: Path, before: PretrainRun, config: PretrainRun, allow: Sequence[str]
+) -> None:
+    """Checkpoints of another config than config.yaml, which says the same as `config`. If all are, none can be told to be
+    foreign."""
+    changed = _changed(before, config, allow)
+    if not changed or not _says_the_same(folder.config, config, allow):
+        return
+    others = list(_of_another_config(folder, config, allow))
+    advice = f"use --allow-change {','.join(changed)}"
+    if len(others) < len(saved_in(folder.checkpoints)):
+        advice = f"remove what does not belong to this run (rm -r {' '.join(others)}), or {advice}"
+    raise UsageError(
+        f"{newest}: was written with another config than {folder.config} says ({_shown(changed)}): {advice}"
+    )
 
 
 def _unrecorded(folder: RunFolder, config: PretrainRun) -> PretrainRun | None:
     """config.yaml, where no checkpoint says what it was. None: there is nothing to go on from, or it is known to be the
     same."""
     try:
-        return load_config(folder.config)
+        return stored_config(folder.config)
     except UsageError as error:
         if not saved_in(folder.checkpoints) or _hash_before(folder) == hash_of_config(to_yaml(config)):
             return None
@@ -84,7 +95,7 @@ def _of_another_config(folder: RunFolder, config: PretrainRun, allow: Sequence[s
 
 def _says_the_same(path: Path, config: PretrainRun, allow: Sequence[str]) -> bool:
     try:
-        return not _changed(load_config(path), config, allow)
+        return not _changed(stored_config(path), config, allow)
     except UsageError:
         return False
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,11 @@ def broken_seal(folder: Path) -> str | None:
     return None
 
 
-def cached_folder(target: Path, write: Callable[[Path], object], say: Callable[[str], None] = print) -> None:
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def cached_folder(target: Path, write: Callable[[Path], object], say: Callable[[str], None] = _to_stderr) -> None:
     """Run `write(folder)` unless `target` is there already, and again where it was damaged since, which is said; two processes
     never write it at once."""
     if target.exists() and broken_seal(target) is None:
@@ -100,7 +105,7 @@ def write_sealed(folder: Path, write: Callable[[Path], object], known: str | Non
         os.replace(folder, damaged)  # noqa: PTH105
     os.replace(fresh, folder)  # noqa: PTH105
     if not there:
-        return None
+        return f"{folder}: was missing, and {damaged.name} is here: written anew" if damaged.exists() else None
     return f"{folder}: {', '.join(differing)} not what this run writes: written anew (the old folder is now {damaged.name})"
 
 

@@ -161,6 +161,7 @@ class Trainer:
             self.folder.checkpoints, kept.keep_last, kept.keep_best, self._checkpoint_event, self.ranks
         )
         self._resume()
+        self.ranks.lead(self._write_config)
         self.recorder.start(self.loop.settings.steps, self.loop.done)
         if self.loop.done < self.loop.settings.steps:
             if self.loop.stopped(stop):  # resuming and rehearsing take minutes each
@@ -182,12 +183,16 @@ class Trainer:
         newest = newest_record(self.folder.checkpoints)
         record = newest[1] if newest else {}
         self.recorder.open(self.config_text, record)
-        if self.config_text is not None:
-            write_atomic(self.folder.config, self.config_text)
+        if newest is None:  # a run with checkpoints keeps its config until it was resumed: it may be refused
+            self._write_config()
         if self.assets is not None:
             mended = write_sealed(self.folder.model, self.assets, record.get("model"))
             if mended is not None:
                 self.recorder.event("mended", mended)
+
+    def _write_config(self) -> None:
+        if self.config_text is not None:
+            write_atomic(self.folder.config, self.config_text)
 
     def _checkpoint_event(self, text: str) -> None:
         self.recorder.event("checkpoint", text)

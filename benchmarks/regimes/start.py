@@ -17,7 +17,7 @@ from scale.protocols import Stepper
 from scale.train.step import BackwardStepper
 
 RARELY: dict[str, Any] = {"every": 10, "world": {"train_every": 20}}
-"""Looks at every step are worth more than they cost only where steps are long (predict_overhead.py)."""
+"""Statistics at every step pay only where steps are long (predict_overhead.py)."""
 CACHE = Path.home() / ".cache" / "scale" / "benchmarks"
 """Tokenised text and the pretrained model that LoRA starts from."""
 

@@ -13,6 +13,8 @@ from scale.models.modes import evaluating
 
 ROUNDING = 1e-4
 """Largest difference of a logit, over the largest logit, that fp32 arithmetic in another order may make."""
+_SMALLEST = 1e-3
+"""Logits below it are compared as if they were as large."""
 _ROWS, _LENGTH, _PROMPT, _NEW = 2, 32, 8, 12
 
 
@@ -52,11 +54,12 @@ def compare(expected: Look, got: Look, what: str) -> None:
     if got.logits_BLV.shape != expected.logits_BLV.shape:
         raise ScaleError(f"{what}: logits of {got.logits_BLV.shape[-1]} tokens, {expected.logits_BLV.shape[-1]} before")
     known = expected.logits_BLV.isfinite()
-    scale = expected.logits_BLV[known].abs().amax().clamp(min=1).item() if known.any() else 1.0
+    if not known.any():
+        raise ScaleError(f"{what}: no logit is finite, so nothing can be compared")
+    scale = expected.logits_BLV[known].abs().amax().clamp(min=_SMALLEST).item()
     if not torch.equal(known, got.logits_BLV.isfinite()):
         raise ScaleError(f"{what}: logits that are not finite")
-    apart = (got.logits_BLV[known] - expected.logits_BLV[known]).abs()
-    largest = apart.amax().item() if len(apart) else 0.0
+    largest = (got.logits_BLV[known] - expected.logits_BLV[known]).abs().amax().item()
     if largest > ROUNDING * scale:
         raise ScaleError(f"{what}: logits differ by up to {largest:.2g} (the largest is {scale:.2g})")
     if got.greedy != expected.greedy:

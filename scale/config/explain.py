@@ -11,7 +11,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from scale.config.base import NAME_IN_WORDS
-from scale.config.renamed import what_became_of
+from scale.config.renamed import what_became_of, what_became_of_value
 from scale.config.run import PretrainRun
 from scale.config.yamlfile import Path_
 
@@ -105,6 +105,8 @@ def _explain(error: Any, content: dict[str, Any], origins: Origins, path: Path) 
         key, value_shown = f"{key}.kind", f" = {shown(error['ctx']['tag'])}"
         tag, tags = error["ctx"]["tag"], error["ctx"]["expected_tags"]
         message = f"unknown kind; expected one of {tags}{_close(tag, tags)}"
+    elif kind == "literal_error" and (became := what_became_of_value(key, value)):
+        message = became
     elif kind == "literal_error":
         message = f"expected {error['ctx']['expected']}{_close(str(value), error['ctx']['expected'])}"
     elif kind in ("too_short", "too_long") and isinstance(value, list):

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from scale.config.explain import Origins, explain, shown
+from scale.config.renamed import in_todays_words
 from scale.config.run import SCHEMA, PretrainRun
 from scale.config.yamlfile import BadYaml, Path_, parse_value, parse_yaml, read_yaml, write_yaml
 from scale.errors import UsageError
@@ -25,10 +26,17 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> PretrainRun:
     return validate(content, origins, path)
 
 
+def stored_config(path: Path) -> PretrainRun:
+    """The resolved config of a run folder, also one that an earlier version wrote. Raises UsageError."""
+    content, origins = _read_layers(path, seen=())
+    return validate(in_todays_words(content), origins, path)
+
+
 def parse_config(text: str, path: Path) -> PretrainRun:
-    """A resolved config (`to_yaml`) back from its text, which came from `path`. Raises UsageError."""
+    """A resolved config (`to_yaml`) back from its text, which came from `path`, in the words of this version. Raises
+    UsageError."""
     content, lines = parse_yaml(text, path)
-    return validate(content, {at: f"{path}:{line}" for at, line in lines.items()}, path)
+    return validate(in_todays_words(content), {at: f"{path}:{line}" for at, line in lines.items()}, path)
 
 
 def validate(content: dict[str, Any], origins: Origins, path: Path) -> PretrainRun:

@@ -35,7 +35,8 @@ class WorldConfig(Strict):
     paths: Annotated[int, NUMBER, Field(ge=1, le=256)] = 16
     """Sampled futures of each member."""
     device: Literal["cpu", "training"] = "cpu"
-    """Where the world model of rank 0 lives. training: on the device of the run; on CUDA its futures are one Triton launch."""
+    """Where the world model of rank 0 lives. training: on the device of the run; on CUDA the futures of a forecast are one
+    Triton launch."""
 
     @model_validator(mode="after")
     def _check(self) -> WorldConfig:
@@ -45,7 +46,7 @@ class WorldConfig(Strict):
 
 
 class GuardConfig(Strict):
-    """What is checked before a jump counts, and what it may cost in memory."""
+    """What is checked before a jump counts."""
 
     tokens: Annotated[int, NUMBER, Field(ge=0)] = 0
     """Tokens of the fixed check batches, drawn from the training data once and held back in that pass over them. 0: one step's

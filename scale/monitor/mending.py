@@ -11,7 +11,7 @@ from typing import Any
 
 from scale.checkpoint.manifest import DamagedCheckpoint
 from scale.checkpoint.saved import newest_record, saved_in
-from scale.config import PretrainRun, load_config, parse_config
+from scale.config import PretrainRun, parse_config, stored_config
 from scale.errors import ScaleError, UsageError
 from scale.monitor.kept import BrokenRows, first_lines
 from scale.monitor.records import Metrics
@@ -75,7 +75,7 @@ def config_of(folder: RunFolder) -> PretrainRun:
     none. Raises UsageError."""
     found = newest_record(folder.checkpoints)
     if found is None or "config" not in found[1]:
-        return load_config(folder.config)
+        return stored_config(folder.config)
     return parse_config(found[1]["config"], found[0].path)
 
 

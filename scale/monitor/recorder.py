@@ -48,6 +48,7 @@ class RunRecorder:
         self._saved_at = 0.0
         self._said_mfu = False
         self._opened = False
+        self._started: list[Guarded] = []
         self._status_before: Status | None = None
 
     def open(self, config_text: str | None, record: Mapping[str, Any] | None = None) -> None:
@@ -105,6 +106,7 @@ class RunRecorder:
         """Show the derived numbers and start the monitors. Raises UsageError if one cannot start."""
         self.state.status = "running"
         for monitor in self.monitors:
+            self._started.append(monitor)
             monitor.start({**self.facts, "run_id": self._tracked_as(), "steps": steps, "step": done})
 
     def score_before_training(self, score: Score) -> None:
@@ -135,7 +137,7 @@ class RunRecorder:
             if error is None:  # otherwise the first error is the one to show
                 raise
         finally:
-            for monitor in self.monitors:
+            for monitor in self._started:
                 monitor.finish(status)
 
     def state_dict(self) -> dict[str, Any]:

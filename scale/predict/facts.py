@@ -22,7 +22,7 @@ def predict_facts(config: PredictConfig, numel: int, steps: int) -> dict[str, st
         "prediction warm-up": f"{config.warmup} full steps, then {config.min_full} or more between jumps",
     }
     guard = config.guard
-    if config.extrapolation_steps:
+    if config.extrapolation_steps and config.mode != "observe":
         facts["prediction extrapolation"] = (
             f"{config.extrapolation_steps} full steps, each repeated {config.extrapolation_ratio} times, {guard.settle_steps} "
             "to settle, then one acceptance test"
@@ -32,7 +32,8 @@ def predict_facts(config: PredictConfig, numel: int, steps: int) -> dict[str, st
     if config.mode != "observe":
         of = "steps it saved" if config.mode == "auto" else "length"
         facts["prediction credit"] = f"{guard.discount:.0%} of the {of}"
-        needed = config.warmup + config.min_full + config.extrapolation_steps + guard.settle_steps + 1
+        decisions = 2 if config.mode == "auto" else 1  # the first one only measures the rate of full steps
+        needed = config.warmup + decisions * config.min_full + config.extrapolation_steps + guard.settle_steps + 1
         if needed >= steps:
             facts["prediction credit"] = (
                 f"none: the first jump that can be tested needs more than {needed} of {steps} steps"

@@ -219,13 +219,13 @@ class PredictiveStepper:
         if saved.get("version") != STATE_VERSION:
             raise UsageError(
                 "predict: the checkpoint was written by an older version, whose prediction this one cannot carry on: add "
-                "predict.enabled=false --allow-change predict.enabled, or finish the run with the version that began it"
+                "predict.enabled=false --allow-change predict, or finish the run with the version that began it"
             )
         for key, ours in self._made_for().items():
-            if ours != (theirs := saved["made_for"][key]):
+            if ours != (theirs := saved["made_for"].get(key)):
                 raise UsageError(
                     f"{key} = {ours}: what the checkpoint has learned was made for {theirs} (keep it, or go on with "
-                    "predict.enabled=false)"
+                    "predict.enabled=false --allow-change predict)"
                 )
         for name in _PARTS:
             getattr(self, name).load_state_dict(saved[name])
@@ -239,7 +239,12 @@ class PredictiveStepper:
         shapes = {f"predict.world.{key}": world[key] for key in ("members", "hidden", "latent", "replay")}
         return shapes | {
             "predict.directions": list(self.config.directions),
-            "predict.horizons": [horizon for horizon, _ in self.config.arms],
+            **(
+                {"predict.extrapolation_ratio": self.config.extrapolation_ratio}
+                if self.config.extrapolation_steps
+                else {}
+            ),
+            **({} if self.config.extrapolation_steps else {"predict.horizons": list(self.config.horizons)}),
         }
 
 
