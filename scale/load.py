@@ -17,6 +17,7 @@ from scale.config.model import ModelConfig
 from scale.data import tokenizer as tokenizers
 from scale.data.files import one_line
 from scale.errors import ScaleError, UsageError
+from scale.hub import need
 from scale.models.adapters import add_adapter
 from scale.models.build import build_model
 from scale.models.generation import SETTINGS, base_settings, read_settings
@@ -67,6 +68,8 @@ def load_trained(folder: str | Path, step: int | None = None, best: bool = False
         raise UsageError(f"{damage}; run `scale train` on this run again, which writes the folder anew")
     hf_config = AutoConfig.from_pretrained(run.model, trust_remote_code=False)
     pretrained = config.model.path is not None and config.model.init != "random"
+    if config.adapter is not None and config.model.path is not None:
+        need({"model.path": config.model.path})
     stored = getattr(torch, str(hf_config.dtype).removeprefix("torch."), None) if pretrained else None
     if config.adapter is None:
         model: Any = AutoModelForCausalLM.from_config(hf_config, dtype=torch.float32)
@@ -138,7 +141,7 @@ def _best(run: RunFolder, found: list[Saved]) -> Saved:
         have = ", ".join(str(s.step) for s in found) or "none"
         raise UsageError(
             f"--best: no checkpoint in {run.checkpoints} has a held-out loss (there are: {have}; checkpoint.every "
-            "and eval.every should meet, and data.held_out be above 0)"
+            "and eval.every should meet, and data.held_out.fraction be above 0)"
         )
     saved = min(scored)[2]
     saved.verify()

@@ -88,7 +88,9 @@ def _explain(error: Any, content: dict[str, Any], origins: Origins, path: Path) 
     """Where and which value, and what is wrong with it."""
     kind, message = error["type"], error["msg"]
     at = _real_path(error["loc"], kind, content)
-    where = next((origins[at[:n]] for n in range(len(at), 0, -1) if at[:n] in origins), str(path))
+    above = (origins[at[:n]] for n in range(len(at), 0, -1) if at[:n] in origins)
+    below = (place for known, place in origins.items() if at and known[: len(at)] == at)
+    where = next(above, next(below, str(path)))
     key = ".".join(str(part) if str(part).isprintable() else repr(part) for part in at)
     value, found = _lookup(content, at)
     value_shown = f" = {shown(value)}" if found and at and (value == [] or not isinstance(value, dict | list)) else ""
@@ -162,7 +164,7 @@ def _nearest(at: Path_, content: dict[str, Any]) -> str:
 
 def _close(value: str, expected: str) -> str:
     names = [part.strip().strip("'") for part in expected.replace(" or ", ",").split(",")]
-    close = difflib.get_close_matches(value, names, n=1)
+    close = ["cuda"] if value == "gpu" and "cuda" in names else difflib.get_close_matches(value, names, n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
 

@@ -52,9 +52,11 @@ def clean(
     dropped as well, and all of it counted.
 
     `near` also drops rows whose estimated Jaccard similarity (5-character shingles, MinHash) to an earlier row reaches it.
-    Raises UsageError if `out` is read itself or nothing is left, MissingExtra without datasketch.
+    Raises UsageError if `out` is read itself, exists already or nothing is left, MissingExtra without datasketch.
     """
     refuse_as_output(source, out)
+    if Path(out).exists():
+        raise UsageError(f"{out}: exists already; choose another file or delete it first")
     result = Cleaned(left_out=left_out(source))
     seen: set[bytes] = set()
     similar = NearDuplicates(near) if near is not None else None
