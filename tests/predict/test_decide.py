@@ -107,3 +107,18 @@ def test_what_was_missed_before_corrects_what_is_expected():
     second = decide(made)["go"]
     assert second["gain"] == first["gain"] and second["expected"] == pytest.approx(first["gain"] - 0.4, abs=0.02)
     assert second["context"][-1] < first["context"][-1]
+
+
+def test_no_kind_is_moved_further_than_one_and_a_half_straight_lines():
+    made = controller()
+    forecast = made.world.forecast
+    far = [[3.0, -1.0, *[0.5] * (len(KINDS) - 2)]] * 5
+    made.world.forecast = lambda *asked: replace(forecast(*asked), carry_TG=far)
+    reach_G = decide(made)["go"]["reach_KG"][3]
+    assert reach_G[:3] == pytest.approx([4 * 1.5, 0.0, 4 * 0.5])
+
+
+@pytest.mark.parametrize(("device", "there"), [("cpu", "cpu"), ("training", "meta")])
+def test_the_world_model_lives_where_it_is_asked_to(device, there):
+    config = PredictConfig(enabled=True, world=LITTLE | {"device": device})
+    assert {p.device.type for p in Controller(config, "meta").world.model.parameters()} == {there}

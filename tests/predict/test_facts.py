@@ -45,8 +45,10 @@ def test_what_can_never_happen_in_the_run_is_said() -> None:
     )
     assert facts["prediction credit"] == "80% of the steps it saved" and "prediction horizons" not in facts
     assert shown(steps=40, mode="always", **row)["prediction credit"] == "80% of the length"
-    late = shown(steps=39, **row)["prediction credit"]  # 20 + 5 + 8 + 5 + 1
+    late = shown(steps=39, mode="always", **row)["prediction credit"]  # 20 + 5 + 8 + 5 + 1
     assert late == "none: the first jump that can be tested needs more than 39 of 39 steps"
+    assert shown(steps=44, **row)["prediction credit"].startswith("none"), "the first decision measures the rate alone"
+    assert "prediction extrapolation" not in shown(mode="observe", **row)
     assert "prediction credit" not in shown(mode="observe") and "prediction extrapolation" not in shown()
     chosen = shown(steps=60, selection={"kind": "regression"})["selection of documents"]
     assert chosen.endswith("after 100 batches (never: the run is shorter)")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scale.predict.steps_saved import LossRate, SavedSteps
+from scale.predict.steps_saved import LossRate, SavedSteps, corrected
 
 
 def rate_of(*points):
@@ -129,3 +129,13 @@ def test_it_pays_while_the_last_attempts_bring_more_than_they_cost():
     again = SavedSteps()
     again.load_state_dict(json.loads(json.dumps(savings.state_dict())))
     assert again.state_dict() == savings.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("after", "steps"),
+    [(0.1, 8.0), (0.05, 10 * 0.1 / 0.0721348 - 2), (0.001, 10 * 0.1 / 0.0497068 - 2), (None, 8.0)],
+)
+def test_slower_steps_after_a_jump_by_hand(after, steps):
+    """10 steps' fall, 2 of them made, at .1 per step before. Logarithmic means: .05 / ln 2 = .0721; a rate below a fifth of the
+    one before counts as a fifth: .08 / ln 5 = .0497."""
+    assert corrected(8.0, 2, 0.1, after) == pytest.approx(steps, rel=1e-5)
