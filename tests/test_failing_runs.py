@@ -68,7 +68,8 @@ def test_a_disk_that_is_full_before_the_start(home, refuse, tmp_path):
     with disk(tmp_path / "disk", "size=64k") as folder:
         (folder / "others").write_bytes(bytes(64 * 1024))
         path = home.write(tmp_path, {"runs_dir": str(folder)})
-        refuse("train", path, code=1, fragments=[f"{folder}/tiny: no run can be written here: No space left on device"])
+        told = f"{folder}/tiny: no run can be written here: No space left on device"
+        refuse("train", path, code=1, fragments=[told], run=folder / "tiny")
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(home, refuse, tmp_path):

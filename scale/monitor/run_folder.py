@@ -60,8 +60,9 @@ class RunFolder:
                     raise self._taken_by(handle.read().strip() or "unknown") from None
                 try:
                     handle.truncate(0)
-                    handle.write(str(os.getpid()))
-                    handle.flush()
+                    os.pwrite(
+                        handle.fileno(), str(os.getpid()).encode(), 0
+                    )  # unbuffered: closing has nothing left to fail at
                 except OSError as error:
                     raise self._unwritable(error) from None
                 yield

@@ -229,8 +229,7 @@ class PredictiveStepper:
                 )
         for name in _PARTS:
             getattr(self, name).load_state_dict(saved[name])
-        cut_short = self.cycle.phase == "extrapolate" and not self.config.extrapolation_steps
-        if self.config.mode == "observe" or cut_short:
+        if self.config.mode == "observe":
             self.cycle.rest()
 
     def _made_for(self) -> dict[str, Any]:

@@ -102,8 +102,8 @@ class Letters:
         self.input_ids = [3 + ord(letter) % 90 for letter in text]
         return self
 
-    def decode(self, ids: torch.Tensor, skip_special_tokens: bool) -> str:
-        return " ".join(map(str, ids.tolist()))
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        return " ".join(map(str, ids))
 
 
 def test_text_from_a_model_leaves_the_modes() -> None:

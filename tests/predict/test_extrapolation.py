@@ -9,6 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from scale.config.predict import PredictConfig
+from scale.errors import UsageError
 from scale.parallel.ranks import Ranks
 from tests.distributed.harness import run_ranks
 from tests.parallel.lm import Rows, meta_model, prepared
@@ -215,14 +216,24 @@ def test_a_run_goes_on_from_the_middle_of_it(whole, phase, tmp_path):
     assert_same_run(whole, again)
 
 
-@pytest.mark.parametrize("change", ["predict.mode=observe", "predict.extrapolation_steps=0"])
-def test_it_is_left_as_it_is_by_a_run_that_does_none(whole, change, tmp_path):
+def test_it_is_left_as_it_is_by_a_run_that_observes(whole, tmp_path):
     step = next(step for step, found in phases(whole).items() if found == "extrapolate")
     run = cut_back(whole, step, tmp_path)
-    fit(whole.parent.parent / "extrapolating.yaml", f"runs_dir={tmp_path}", change, allow=["predict"])
+    fit(whole.parent.parent / "extrapolating.yaml", f"runs_dir={tmp_path}", "predict.mode=observe", allow=["predict"])
     later = [row for row in rows(run) if row["step"] > step]
     assert "extrapolate" not in {row["prediction"]["phase"] for row in later} and len(rows(run)) == RATIOER + 1
     assert "credited" not in later[0]["prediction"] and not any("extrapolated" in row["prediction"] for row in later)
+
+
+def test_the_ratio_that_was_learned_with_stays(whole, tmp_path):
+    cut_back(whole, 10, tmp_path)
+    with pytest.raises(UsageError, match=r"predict\.extrapolation_ratio = 5: .* made for 2 .*--allow-change predict\)"):
+        fit(
+            whole.parent.parent / "extrapolating.yaml",
+            f"runs_dir={tmp_path}",
+            "predict.extrapolation_ratio=5",
+            allow=["predict"],
+        )
 
 
 @pytest.mark.parametrize(

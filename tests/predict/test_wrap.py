@@ -137,7 +137,7 @@ def test_a_check_leaves_every_part_in_its_mode() -> None:
         ({"selection": {"kind": "history"}}, r"predict.wrap: selection.kind = 'history': .* only 'off'"),
         ({"guard": {"tokens": 512}}, r"predict.wrap: guard.tokens = 512: .* check_tokens"),
         ({"warmpu": 3}, r"predict.wrap: config: warmpu = 3: "),
-        ({"horizons": [0], "guard": {"settle_steps": 0}}, r"config: horizons.0 = 0: .*; guard.relax = 0: "),
+        ({"horizons": [0], "guard": {"settle_steps": 0}}, r"config: horizons.0 = 0: .*; guard.settle_steps = 0: "),
     ],
 )
 def test_what_has_no_meaning_around_a_loop_is_refused(config: dict[str, Any] | PredictConfig, said: str) -> None:

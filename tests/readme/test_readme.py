@@ -124,7 +124,7 @@ def test_every_help_has_an_example_whose_arguments_parse(verb, capsys):
     with pytest.raises(SystemExit):
         main([*verb, "--help"])
     text = capsys.readouterr().out
-    example = re.search(r"example:\s*(scale .*)", text)
+    example = re.search(r"examples?:\s*(scale .*)", text)
     assert example, f"no example in scale {' '.join(verb)} --help"
     make_parser().parse_args(shlex.split(example[1])[1:])
 
