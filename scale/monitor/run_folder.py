@@ -44,6 +44,7 @@ class RunFolder:
         stays, as deleting it would let two processes lock two different files.
         Raises UsageError naming the process that has it, ScaleError if the folder cannot be made.
         """
+        new = not self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             place, ours = (os.getpid(), self.path.resolve()), object()
@@ -64,6 +65,9 @@ class RunFolder:
                         handle.fileno(), str(os.getpid()).encode(), 0
                     )  # unbuffered: closing has nothing left to fail at
                 except OSError as error:
+                    if new:  # nobody else can be waiting for the lock of a folder that is not a run yet
+                        (self.path / ".lock").unlink()
+                        self.path.rmdir()
                     raise self._unwritable(error) from None
                 yield
         finally:
