@@ -60,4 +60,4 @@ def test_kills_leave_no_trace_in_a_predictive_run(settings: str, tmp_path: Path)
     assert len(rows(folder)) < STEPS, "the run was over before the last kill"
     finish(start(path, "killed"))
     assert_same_run(whole, folder)
-    assert set(phases(whole).values()) == {"warmup", "full", "correct", "predict"}
+    assert set(phases(whole).values()) == {"warmup", "full", "settle", "predict"}
