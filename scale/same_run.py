@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from scale.checkpoint.manifest import DamagedCheckpoint
-from scale.checkpoint.saved import newest_record, saved_in
+from scale.checkpoint.saved import Saved, newest_record, saved_in
 from scale.config import PretrainRun, differences, flatten, parse_config, stored_config, to_yaml
 from scale.errors import ScaleError, UsageError
 from scale.monitor.mending import hash_of_config
@@ -38,7 +39,7 @@ def check_same_run(config: PretrainRun, allow: Sequence[str]) -> None:
         if not any(_within(known, key) for known in {**flatten(config), **(flatten(before) if before else {})}):
             raise UsageError(f"--allow-change {key}: the config has no such key")
     if found is not None and before is not None and "config" in found[1]:
-        _refuse_foreign_checkpoints(folder, found[0].path, before, config, allow)
+        _refuse_foreign_checkpoints(folder, found, before, config, allow)
     if before is not None and (changed := _changed(before, config, allow)):
         raise UsageError(
             f"{folder.config}: this run was started with another config ({_shown(changed)}). "
@@ -47,19 +48,23 @@ def check_same_run(config: PretrainRun, allow: Sequence[str]) -> None:
 
 
 def _refuse_foreign_checkpoints(
-    folder: RunFolder, newest: Path, before: PretrainRun, config: PretrainRun, allow: Sequence[str]
+    folder: RunFolder,
+    newest: tuple[Saved, dict[str, Any]],
+    before: PretrainRun,
+    config: PretrainRun,
+    allow: Sequence[str],
 ) -> None:
-    """Checkpoints of another config than config.yaml, which says the same as `config`. If all are, none can be told to be
-    foreign."""
+    """Checkpoints of another config than config.yaml, which says the same as `config`. Where all are, and they are of this run
+    by its id, none is foreign: an allowed change did not reach a checkpoint."""
     changed = _changed(before, config, allow)
     if not changed or not _says_the_same(folder.config, config, allow):
         return
     others = list(_of_another_config(folder, config, allow))
     advice = f"use --allow-change {','.join(changed)}"
-    if len(others) < len(saved_in(folder.checkpoints)):
+    if len(others) < len(saved_in(folder.checkpoints)) or newest[1].get("run_id") != _run_id(folder):
         advice = f"remove what does not belong to this run (rm -r {' '.join(others)}), or {advice}"
     raise UsageError(
-        f"{newest}: was written with another config than {folder.config} says ({_shown(changed)}): {advice}"
+        f"{newest[0].path}: was written with another config than {folder.config} says ({_shown(changed)}): {advice}"
     )
 
 
@@ -75,6 +80,13 @@ def _unrecorded(folder: RunFolder, config: PretrainRun) -> PretrainRun | None:
             f"{folder.config}: cannot be read, and neither run_state.json nor the checkpoints (of an older version) tell "
             f"whether this config is the same: put the file back, use another name, or --new ({_first_line(error)})"
         ) from None
+
+
+def _run_id(folder: RunFolder) -> str | None:
+    try:
+        return RunState.load(folder.run_state).run_id
+    except ScaleError:
+        return None
 
 
 def _hash_before(folder: RunFolder) -> str | None:

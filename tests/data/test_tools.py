@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shlex
 from collections import Counter
 from pathlib import Path
@@ -209,7 +210,7 @@ def test_values_that_json_does_not_hold(tmp_path):
         split(source_from(str(tmp_path / "b.parquet")), tmp_path / "s")
     path = tmp_path / "c.jsonl"
     path.write_text('{"text": "a"}\n{"text": "b", "x": "\\ud800"}\n{"text": "c", "\\udfff": 1}\n')
-    result = clean(source_from(str(path)), tmp_path / "out.jsonl")
+    result = clean(source_from(str(path)), tmp_path / "c-out.jsonl")
     assert result.kept == 1 and result.dropped == {"unreadable": 2}
     assert "c.jsonl:2: text holds \\ud800, half of a surrogate pair" in result.examples["unreadable"][0]
 
@@ -222,15 +223,19 @@ def test_normalising_twice_changes_nothing_more(text):
     assert not [c for c in once if (ord(c) < 32 or 127 <= ord(c) < 160) and c not in "\n\t"]
 
 
-def test_failed_clean_leaves_the_old_file_and_nothing_else(tmp_path):
+def test_failed_clean_leaves_nothing_and_replaces_nothing(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", {"text": "a"})
-    (tmp_path / "out.jsonl").write_text("old")
     with pytest.raises(UsageError, match=r"nothing is left after cleaning 1 rows \(1 shorter than 9 characters\)"):
         clean(source_from(path), tmp_path / "out.jsonl", min_chars=9)
     with pytest.raises(UsageError, match=r"no column 'txt'; there are: text; did you mean 'text'"):
         clean(source_from(path, columns={"text": "txt"}), tmp_path / "out.jsonl")
-    assert (tmp_path / "out.jsonl").read_text() == "old"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl", "out.jsonl"]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
+    (tmp_path / "out.jsonl").write_text("old")
+    os.mkfifo(tmp_path / "pipe")
+    for there in ("out.jsonl", "pipe"):
+        with pytest.raises(UsageError, match=rf"{there}: exists already; choose another file or delete it first"):
+            clean(source_from(path), tmp_path / there)
+    assert (tmp_path / "out.jsonl").read_text() == "old" and (tmp_path / "pipe").is_fifo()
 
 
 def test_split_keeps_groups_together_and_loses_nothing(tmp_path):
