@@ -59,7 +59,8 @@ def start_reading(loader: DataLoader[Any]) -> Iterator[Any]:
     others = multiprocessing.active_children()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
-        return iter(loader)
+        with _handlers_wait():
+            return iter(loader)
     except OSError as error:
         raise ScaleError(
             f"data.workers = {loader.num_workers}: cannot be started: {error.strerror} ({_SHARED})"
@@ -67,6 +68,26 @@ def start_reading(loader: DataLoader[Any]) -> Iterator[Any]:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         _workers.update(child for child in multiprocessing.active_children() if child not in others)
+
+
+@contextmanager
+def _handlers_wait() -> Iterator[None]:
+    """Python's signal handlers run after this block: what one raises inside a hook of a fork would be printed and lost. The
+    mask does not keep a signal from the other threads, for which Python calls the handler here."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {n: h for n in _SIGNALS if callable(h := signal.getsignal(n))}
+    heard: list[int] = []
+    for number in handlers:
+        signal.signal(number, lambda number, frame: heard.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for late in heard:
+            handlers[signal.Signals(late)](late, None)
 
 
 @contextmanager

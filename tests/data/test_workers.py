@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from scale.data.workers import dead_workers_in_one_line
+from scale.data.workers import dead_workers_in_one_line, start_reading
 from scale.errors import ScaleError
 from tests.data.test_source import source
 from tests.distributed.harness import ROOT
@@ -74,3 +74,26 @@ def test_workers_end_with_the_process(how):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert "Traceback" not in done.stderr
+
+
+def test_a_signal_while_workers_start_is_neither_lost_nor_too_early():
+    class Starting:
+        num_workers = 0
+        began = ended = False
+
+        def __iter__(self):
+            self.began = True
+            os.kill(os.getpid(), signal.SIGINT)
+            deadline = time.monotonic() + 0.05
+            while time.monotonic() < deadline:  # Python would call the handler here
+                pass
+            self.ended = True
+            return iter(())
+
+    loader, before = Starting(), signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            start_reading(loader)
+        assert loader.began and loader.ended and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
